@@ -1,0 +1,239 @@
+"""The plain dataclasses that driver and worker exchange, and their JSON."""
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter
+
+from clnp.forgetting import Point
+
+__all__ = [
+    "Cell",
+    "CellRecord",
+    "CommitJob",
+    "CommitRecord",
+    "Committed",
+    "Failure",
+    "Job",
+    "JobResult",
+    "Opening",
+    "Progress",
+    "Provenance",
+    "Score",
+    "StackJob",
+    "dump",
+    "load",
+]
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One point of a task's grid: one α a layer, the output layer's last, and a learning rate."""
+
+    index: int
+    alpha: tuple[float, ...]
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What is written down when a task opens: its cells and the stacks (of cell indices) that they train in."""
+
+    replica: int
+    task: int
+    data: str
+    cells: tuple[Cell, ...]
+    stacks: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What a record's bits depend on beside its cell: stack mates, device, threads and versions."""
+
+    stack: tuple[int, ...]
+    device: str
+    threads: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Right answers out of so many."""
+
+    correct: int
+    total: int
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.total
+
+
+@dataclass(frozen=True, slots=True)
+class CellRecord:
+    """A finished cell.
+
+    Attributes:
+        diverged: Why there are no finite numbers, or None. Where given, score, artifact and staircase are empty.
+        score: The unpruned network on the validation split.
+        majority: Right answers on it of always naming its most frequent class.
+        epochs: Right answers on it after every epoch, as counted while training.
+        epoch: The epoch kept, from 1.
+        artifact: SHA-256 of the member's free tensors; ``size`` is their bytes.
+        started, ended: Seconds since 1970.
+    """
+
+    cell: Cell
+    diverged: str | None
+    score: Score | None
+    majority: int
+    epochs: tuple[int, ...]
+    epoch: int
+    staircase: tuple[Point, ...]
+    artifact: str | None
+    size: int
+    provenance: Provenance
+    started: float
+    ended: float
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a worker needs of an earlier commit: where its tensors are and what they must hash to."""
+
+    task: int
+    artifact: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class StackJob:
+    """Train these cells as one stack. ``id`` is the ledger's; ``experiment`` the resolved experiment file."""
+
+    id: int
+    replica: int
+    task: int
+    cells: tuple[Cell, ...]
+    commits: tuple[Committed, ...]
+    data: str
+    experiment: dict[str, Any]
+    kind: Literal["stack"] = "stack"
+
+
+@dataclass(frozen=True, slots=True)
+class CommitJob:
+    """Prune the winner at its threshold, claim, freeze and measure every task again."""
+
+    id: int
+    replica: int
+    task: int
+    winner: Cell
+    point: Point
+    artifact: str
+    score: Score
+    best: int
+    needed: int
+    candidates: tuple[int, ...]
+    missing: tuple[int, ...]
+    commits: tuple[Committed, ...]
+    data: str
+    experiment: dict[str, Any]
+    kind: Literal["commit"] = "commit"
+
+
+Job = StackJob | CommitJob
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRecord:
+    """The durable record of a task.
+
+    Attributes:
+        winner: The winning cell, pruned at ``point`` (``point.theta``).
+        unpruned, validation, test: Scores of the winner before pruning and of what was committed.
+        best, needed: Right answers of the best trial of the grid, and the cut line.
+        candidates: Cell indices within the margin, unpruned.
+        missing: Cell indices without a record, where that was allowed.
+        claimed, free: New and still free units, one number a hidden layer.
+        artifact: SHA-256 of the tensors that the task added; ``size`` is their bytes.
+        fingerprints: Of every task so far, this one last, measured after the commit.
+        changed: How many earlier fingerprints or logits differ from before. Anything but 0 is never written.
+        matrix: Test scores of every task so far, this one last, measured after the commit.
+    """
+
+    replica: int
+    task: int
+    winner: Cell
+    point: Point
+    unpruned: Score
+    validation: Score
+    test: Score
+    best: int
+    needed: int
+    candidates: tuple[int, ...]
+    missing: tuple[int, ...]
+    claimed: tuple[int, ...]
+    free: tuple[int, ...]
+    artifact: str
+    size: int
+    fingerprints: tuple[str, ...]
+    changed: int
+    matrix: tuple[Score, ...]
+    provenance: Provenance
+    started: float
+    ended: float
+
+    @property
+    def fingerprint(self) -> str:
+        return self.fingerprints[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a job cannot succeed however often it is tried; the kind decides the exit code of the run."""
+
+    kind: Literal["damage", "impossible", "input"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """What a worker returns: records of its cells or of the commit.
+
+    Attributes:
+        failures: Cell index → why this member raised; the other members' records stand.
+        failure: Given instead of records.
+    """
+
+    cells: tuple[CellRecord, ...] = ()
+    commit: CommitRecord | None = None
+    failures: dict[int, str] = field(default_factory=dict)
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a stack has come: epochs done of so many, its best member's validation accuracy, and where it runs."""
+
+    worker: str
+    epoch: int
+    epochs: int
+    accuracy: float | None
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def dump(record: object) -> str:
+    """The record as JSON; floats keep every bit."""
+    return _adapter(type(record)).dump_json(record).decode()
+
+
+def load(kind: type[Record], text: str) -> Record:
+    """A record of ``kind`` from its JSON."""
+    record: Record = _adapter(kind).validate_json(text)
+    return record
