@@ -1,8 +1,17 @@
 """The graceful-forgetting rule (Sec. 2.2): records in, winner out. Pure Python and whole numbers."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
 
-__all__ = ["Point", "Trial", "Pick", "Choice", "choose", "needed"]
+from clnp.errors import Damaged, NothingToCommit
+
+__all__ = ["Choice", "Pick", "Point", "Sparsity", "Trial", "choose", "needed"]
+
+Sparsity = Literal["units", "weights"]
+"""What "highest sparsity" means: the fewest new units, or the most weights into units that are still free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +29,123 @@ class Point:
     correct: int
     claimed: tuple[int, ...]
     free_weights: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What the rule knows of a trial that did not diverge.
+
+    Attributes:
+        index: Its cell's place in the task's grid.
+        unpruned: Right answers on the validation split with every unit kept.
+        staircase: Ascending in theta, strictly falling in right answers.
+    """
+
+    index: int
+    unpruned: int
+    staircase: tuple[Point, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """A candidate at its largest threshold within the margin."""
+
+    index: int
+    point: Point
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the rule made of a task's trials.
+
+    Attributes:
+        best: Right answers of the best unpruned trial of the whole grid.
+        needed: The cut line: the fewest right answers within the margin of ``best``.
+        picks: One a candidate, in grid order.
+        winner: The sparsest of them.
+    """
+
+    best: int
+    needed: int
+    picks: tuple[Pick, ...]
+    winner: Pick
+
+    @property
+    def candidates(self) -> tuple[int, ...]:
+        """The indices of the trials within the margin, unpruned, in grid order."""
+        return tuple(pick.index for pick in self.picks)
+
+
+def needed(best: int, total: int, margin: Fraction) -> int:
+    """The fewest right answers whose accuracy is within ``margin`` percentage points of ``best``, Sec. 2.2.
+
+    The smallest whole n with ``n/total >= best/total - margin/100``, computed without rounding.
+
+    Args:
+        best: Right answers of the best unpruned trial.
+        total: Samples of the validation split.
+        margin: Percentage points, 0 to 100, exact: ``Fraction("0.05")``.
+
+    Raises:
+        ValueError: ``margin`` is not from 0 to 100, or ``best`` not from 0 to ``total``.
+    """
+    if not 0 <= margin <= 100:
+        raise ValueError(f"the margin is {margin} percentage points; give one from 0 to 100")
+    if not 0 <= best <= total:
+        raise ValueError(f"the best trial has {best} right answers out of {total}")
+    return max(0, math.ceil(best - Fraction(margin) * total / 100))
+
+
+def choose(
+    trials: Sequence[Trial], *, total: int, majority: int, margin: Fraction, sparsity: Sparsity = "units"
+) -> Choice:
+    """Pick a task's winner by graceful forgetting, Sec. 2.2.
+
+    The best unpruned accuracy of the whole grid sets the cut line. Every trial that reaches it unpruned is a candidate,
+    pruned at the highest threshold that still reaches it. The sparsest wins: the fewest new units over all hidden
+    layers (``"units"``; the old ones are common to all), or the most weights left free (``"weights"``). Ties go to the
+    higher pruned accuracy, then to the earlier grid point.
+
+    Args:
+        trials: Those of the grid that did not diverge, in any order.
+        total: Samples of the validation split.
+        majority: Right answers on it of always naming its most frequent class.
+        margin: Percentage points, exact.
+        sparsity: ``"units"`` or ``"weights"``.
+
+    Raises:
+        NothingToCommit: Every trial diverged, or the best is no better than naming the most frequent class.
+        Damaged: A candidate's staircase has no point at the cut line, so it is not that trial's.
+        ValueError: ``margin`` or ``sparsity`` is not one of those above.
+    """
+    if sparsity not in ("units", "weights"):
+        raise ValueError(f'sparsity is {sparsity!r}; it can be "units" or "weights"')
+    if not trials:
+        raise NothingToCommit("every trial of the task diverged; lower the learning rates or α")
+    best = max(trial.unpruned for trial in trials)
+    if best <= majority:
+        raise NothingToCommit(
+            f"the best trial has {best} of {total} validation samples right, no more than always naming the most "
+            f"frequent class ({majority}); lower α, or train longer"
+        )
+    line = needed(best, total, margin)
+    candidates = sorted((trial for trial in trials if trial.unpruned >= line), key=lambda trial: trial.index)
+    picks = tuple(Pick(trial.index, _sparsest(trial, line)) for trial in candidates)
+
+    def rank(pick: Pick) -> tuple[int, int, int]:
+        point = pick.point
+        size = sum(point.claimed) if sparsity == "units" else -point.free_weights
+        return size, -point.correct, pick.index
+
+    return Choice(best, line, picks, min(picks, key=rank))
+
+
+def _sparsest(trial: Trial, line: int) -> Point:
+    """The point of the highest threshold that reaches the cut line."""
+    for point in reversed(trial.staircase):
+        if point.correct >= line:
+            return point
+    raise Damaged(
+        f"trial {trial.index} has {trial.unpruned} right answers unpruned, but no point of its staircase reaches "
+        f"{line}; its staircase and its score are not of the same network"
+    )

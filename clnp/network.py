@@ -18,6 +18,8 @@ Head = Literal["single", "multi"]
 
 _SUPPORTED = "a network is Linear and ReLU in turn and ends with a Linear"
 
+_RESERVED = frozenset(dir(nn.ModuleDict))
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -95,13 +97,18 @@ class Network(nn.Module):
     def device(self) -> torch.device:
         return self.committed.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of every weight: float32, or float64 where a test wants more digits."""
+        return next(self.dense.parameters()).dtype
+
     def owner(self, layer: Layer) -> Tensor:
         """The owner of each unit of a hidden layer: int64 ``[units]``, a task's index or :data:`FREE`."""
         return self.get_buffer(_buffer(layer.name))
 
     def linear(self, layer: Layer, task: int | None = None) -> nn.Linear:
         """The layer's weight ``[units, inputs]`` and bias ``[units]``; for a multi-head output layer, ``task``'s."""
-        if layer is self.output and self.head == "multi":
+        if layer == self.output and self.head == "multi":
             found = self.heads[str(self.task if task is None else task)]
         else:
             found = self.dense[layer.name]
@@ -113,8 +120,9 @@ class Network(nn.Module):
         """Place task ``task``'s own output layer, zero until it is drawn or restored; a shared one stays as it is."""
         if self.head == "multi" and str(task) not in self.heads:
             layer = self.output
-            head = nn.utils.skip_init(nn.Linear, layer.inputs, layer.units, bias=layer.bias)
-            head = head.to(self.device, next(self.dense.parameters()).dtype).requires_grad_(False)
+            # Made without memory, so that no global random state is spent on weights that nobody uses.
+            empty = nn.Linear(layer.inputs, layer.units, bias=layer.bias, device="meta", dtype=self.dtype)
+            head = empty.to_empty(device=self.device).requires_grad_(False)
             for parameter in head.parameters():
                 parameter.zero_()
             self.heads[str(task)] = head
@@ -139,9 +147,16 @@ def _buffer(name: str) -> str:
 def _read_layers(module: nn.Sequential) -> tuple[Layer, ...]:
     if not isinstance(module, nn.Sequential):
         raise UnsupportedNetwork(f"the network is a {type(module).__name__}; give a torch.nn.Sequential")
+    if type(module).forward is not nn.Sequential.forward:
+        raise UnsupportedNetwork(
+            f"{type(module).__name__} has a forward() of its own; give a plain torch.nn.Sequential"
+        )
     layers: list[Layer] = []
     seen: dict[int, str] = {}
-    children = list(module.named_children())
+    # Duplicates are kept: one ReLU module may stand in many places.
+    children = [
+        (name, child) for name, child in module.named_modules(remove_duplicate=False) if name and "." not in name
+    ]
     for place, (name, child) in enumerate(children):
         where = f"layer {name!r} (place {place})"
         if place % 2 == 0:
@@ -152,6 +167,8 @@ def _read_layers(module: nn.Sequential) -> tuple[Layer, ...]:
                     f"{where} reads {child.in_features} inputs, but {layers[-1].name!r} before it has "
                     f"{layers[-1].units} units; make them equal"
                 )
+            if name in _RESERVED:
+                raise UnsupportedNetwork(f"{where} has a name that torch keeps for itself; give it another")
             if child.out_features < 1 or child.in_features < 1:
                 raise UnsupportedNetwork(f"{where} has {child.in_features} inputs and {child.out_features} units")
             for parameter in child.parameters():

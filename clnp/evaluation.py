@@ -1,0 +1,73 @@
+"""The canonical evaluator: the one path on which answers are counted and compared."""
+
+import torch
+from torch import Tensor, nn
+
+from clnp.network import Network
+from clnp.ownership import masked, reads
+from clnp.subnetwork import check_committed, subnetwork
+from clnp.tasks.task import Split
+
+__all__ = ["count_correct", "full_width_agrees", "full_width_logits", "logits"]
+
+_BATCH = 500
+_TOLERANCE = 1e-5
+
+
+def logits(module: nn.Module, x: Tensor) -> Tensor:
+    """The module's answers ``[n, classes]`` to ``x`` ``[n, inputs]``.
+
+    One path: evaluation mode, the order of ``x``, batches of a fixed size, on the module's device. Only numbers that
+    went this same way, on one device with one number of threads, can be compared bit for bit: another batch size or
+    another width moves logits by about 1e-6.
+    """
+    like = next(module.parameters())
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            return torch.cat([module(piece.to(like)) for piece in torch.split(x, _BATCH)])
+    finally:
+        module.train(training)
+
+
+def count_correct(module: nn.Module, split: Split) -> int:
+    """How many samples of ``split`` the module answers right; of equal logits the first class counts as the answer."""
+    answers = logits(module, split.x).argmax(1)
+    return int((answers == split.y.to(answers.device)).sum())
+
+
+def full_width_logits(network: Network, x: Tensor, task: int) -> Tensor:
+    """A committed task's logits ``[n, classes]`` from the network at full width, under the task's mask (Fig. 2).
+
+    The free and the later units are computed too, and what they send into the task's units counts: a connection that
+    was not severed shows here and not in the sub-network. The mask selects, since 0 · NaN is NaN.
+
+    Raises:
+        IndexError: The task is not committed.
+    """
+    check_committed(network, task)
+    head = network.linear(network.output, task)
+    mask = reads(network, network.last, task) if masked(network, network.last) else None
+    answers = []
+    with torch.no_grad():
+        for piece in torch.split(x, _BATCH):
+            hidden = network.activations(piece.to(network.device, network.dtype))[-1]
+            answers.append(head(hidden if mask is None else torch.where(mask, hidden, torch.zeros_like(hidden))))
+    return torch.cat(answers)
+
+
+def full_width_agrees(network: Network, x: Tensor, task: int) -> bool:
+    """Whether the network at full width gives a committed task the answers of its sub-network.
+
+    The logits must agree within 1e-5 of the largest one (of 1, if that is larger), and the predictions wherever a
+    sub-network's two largest logits are not a tie within rounding.
+
+    Raises:
+        IndexError: The task is not committed.
+    """
+    narrow = logits(subnetwork(network, task), x)
+    wide = full_width_logits(network, x, task)
+    tolerance = _TOLERANCE * max(1.0, float(narrow.abs().max()))
+    # Logits this close give the same prediction, unless the two largest are within twice the tolerance of each other.
+    return bool(((wide - narrow).abs() <= tolerance).all())

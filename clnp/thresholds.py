@@ -1,0 +1,141 @@
+"""The exact curve over the activity threshold θ, and its staircase (Sec. 2.2)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from clnp.errors import NothingToCommit
+from clnp.evaluation import count_correct
+from clnp.forgetting import Point
+from clnp.network import Network
+from clnp.ownership import active, masked
+from clnp.scan import scan
+from clnp.subnetwork import cut
+from clnp.tasks.task import Split
+
+__all__ = ["Staircase", "claims_at", "curve", "staircase", "thresholds"]
+
+_TOLERANCES = (1e-4, 1e-3, 1e-2, 1e-1, math.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class Staircase:
+    """The points of a curve that any margin could ever select.
+
+    Attributes:
+        unpruned: Right answers with every unit kept.
+        points: For each number of right answers the largest θ that still reaches it: ascending in θ, strictly falling
+            in right answers.
+    """
+
+    unpruned: int
+    points: tuple[Point, ...]
+
+
+def claims_at(network: Network, activity: Mapping[str, Tensor], theta: float | None) -> dict[str, Tensor]:
+    """The free units that the open task would claim at ``theta``: those whose mean activity exceeds it, Sec. 2.2.
+
+    Old units are not among them: they stay active and frozen, ``N^act ← N^act ∪ {…}`` (Algorithm 1).
+
+    Args:
+        network: With its open task trained.
+        activity: By hidden layer's name: float64 ``[units]`` on the CPU, see :func:`clnp.activity.mean_activity`.
+        theta: The threshold; None claims every free unit.
+
+    Returns:
+        By hidden layer's name: bool ``[units]`` on the network's device.
+    """
+    claims = {}
+    for layer in network.hidden:
+        free = ~active(network, layer)
+        over = free if theta is None else (activity[layer.name] > theta).to(network.device)
+        claims[layer.name] = free & over
+    return claims
+
+
+def thresholds(network: Network, activity: Mapping[str, Tensor]) -> list[float | None]:
+    """Every threshold at which the curve can change: None (keep every unit), 0, each distinct activity of a free unit.
+
+    Between two neighbouring activities no unit goes. The list ends before the first threshold that would leave a hidden
+    layer without an active unit or, under a shared output layer, the last one without a new unit.
+
+    Raises:
+        NothingToCommit: A shared output layer, and no unit free in the last hidden layer.
+    """
+    bound = math.inf
+    values = {0.0}
+    for layer in network.hidden:
+        owned = active(network, layer).cpu()
+        means: list[float] = activity[layer.name][~owned].tolist()
+        values.update(means)
+        if masked(network, layer) or not owned.any():
+            if not means:
+                raise NothingToCommit(f"no free unit left in {layer.name}; a wider layer or fewer tasks would fit")
+            bound = min(bound, max(means))
+    return [None, *(value for value in sorted(values) if value < bound)]
+
+
+def curve(network: Network, activity: Mapping[str, Tensor], split: Split) -> list[Point]:
+    """Every threshold, rising, scored by the canonical evaluator. Slow, and the definition of :func:`staircase`.
+
+    Args:
+        network: With its open task trained.
+        activity: Mean activity over the *training* split, float64 ``[units]`` by hidden layer's name.
+        split: The validation split.
+    """
+    return [_score(network, activity, theta, split) for theta in thresholds(network, activity)]
+
+
+def staircase(network: Network, activity: Mapping[str, Tensor], split: Split) -> Staircase:
+    """The staircase of :func:`curve`, point for point, at a fraction of its cost.
+
+    A fast scan gives bounds on the right answers at every threshold. From the largest θ down, a threshold whose upper
+    bound does not exceed the best count so far cannot be a step; any other is scored canonically, so every point
+    recorded is a canonical score. Should a score lie outside its bounds, rounding was larger than allowed for, and the
+    scan is done again with ten times the tolerance; at an infinite one nothing is skipped.
+
+    Args:
+        network: With its open task trained.
+        activity: Mean activity over the *training* split, float64 ``[units]`` by hidden layer's name.
+        split: The validation split.
+
+    Raises:
+        NothingToCommit: A shared output layer, and no unit free in the last hidden layer.
+        RuntimeError: The evaluator contradicts itself.
+    """
+    thetas = thresholds(network, activity)
+    split = Split(split.x.to(network.device, network.dtype), split.y.to(network.device))
+    scored: dict[float | None, Point] = {}
+    for tolerance in _TOLERANCES:
+        if tolerance < math.inf:
+            bounds = scan(network, activity, thetas, split, tolerance=tolerance)
+        else:
+            bounds = [(0, len(split))] * len(thetas)
+        steps: list[Point] = []
+        record = -1
+        for theta, (low, high) in zip(reversed(thetas), reversed(bounds), strict=True):
+            if high <= record and theta is not None:
+                continue
+            if theta not in scored:
+                scored[theta] = _score(network, activity, theta, split)
+            point = scored[theta]
+            if not low <= point.correct <= high:
+                break
+            if point.correct > record:
+                steps.append(point)
+                record = point.correct
+        else:
+            return Staircase(scored[None].correct, tuple(reversed(steps)))
+    raise RuntimeError("the evaluator counted more right answers than there are samples")
+
+
+def _score(network: Network, activity: Mapping[str, Tensor], theta: float | None, split: Split) -> Point:
+    claims = claims_at(network, activity, theta)
+    claimed = tuple(int(claims[layer.name].sum()) for layer in network.hidden)
+    owned = (int(active(network, layer).sum()) for layer in network.hidden)
+    free = sum(
+        (layer.units - old - new) * layer.inputs for layer, old, new in zip(network.hidden, owned, claimed, strict=True)
+    )
+    return Point(theta, count_correct(cut(network, network.task, claims), split), claimed, free)

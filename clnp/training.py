@@ -1,0 +1,276 @@
+"""Train a stack of members on one task: the free entries move, by Alg. 1 "updating only W_free"."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from clnp.errors import NothingToCommit
+from clnp.network import Network
+from clnp.optimizers import Adam, Optimizer, Sgd
+from clnp.ownership import active, entries, masked, take_free, trainable
+from clnp.seeding import generator
+from clnp.stack import Stack
+from clnp.tasks.task import Split
+
+__all__ = ["Member", "Settings", "Trained", "open_task", "train"]
+
+_SAMPLES = 1024
+"""Validation samples scored at once; enough to keep a GPU busy, few enough to stay in a CPU's cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What one cell of the grid trains with.
+
+    Attributes:
+        alpha: The L1 coefficient of each layer's weights, from the first hidden layer to the output layer (Sec. 2.2).
+        learning_rate: Above 0.
+
+    Raises:
+        ValueError: A coefficient is negative, the learning rate is not above 0, or one of them is not finite.
+    """
+
+    alpha: tuple[float, ...]
+    learning_rate: float
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(value) and value >= 0 for value in self.alpha):
+            raise ValueError(f"alpha is {self.alpha}; every coefficient must be finite and at least 0")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be finite and above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How every member of a stack is trained.
+
+    Attributes:
+        epochs: Passes over the training set.
+        batch_size: Samples a step; the last batch of an epoch may be shorter.
+        optimizer: ``"adam"`` or ``"sgd"``.
+        momentum: Of SGD.
+        early_stopping: Keep a member's first best validation epoch, whole, instead of its last.
+        patience: With early stopping, how many epochs a member may go without a better one before it ends.
+
+    Raises:
+        ValueError: A value out of range, or one that this optimizer or way of stopping does not use.
+    """
+
+    epochs: int
+    batch_size: int
+    optimizer: Literal["adam", "sgd"] = "adam"
+    momentum: float = 0.0
+    early_stopping: bool = False
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size), ("patience", self.patience)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if self.optimizer not in ("adam", "sgd"):
+            raise ValueError(f'optimizer is {self.optimizer!r}; it can be "adam" or "sgd"')
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum is {self.momentum}; it must be at least 0 and below 1")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(
+                f'momentum is {self.momentum}, but {self.optimizer} has none; use optimizer "sgd" or drop it'
+            )
+        if self.patience is not None and not self.early_stopping:
+            raise ValueError(f"patience is {self.patience} without early_stopping; turn early_stopping on or drop it")
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What became of a member.
+
+    Attributes:
+        diverged: Why it has no finite numbers, or None. Where given, ``free`` is empty and ``epoch`` is 0.
+        free: What the task may have changed, compact, see :func:`clnp.ownership.take_free`.
+        epochs: Right answers on the validation split after each epoch that it was trained, as far as it stayed finite.
+        epoch: The epoch kept, from 1.
+    """
+
+    diverged: str | None
+    free: dict[str, Tensor]
+    epochs: tuple[int, ...]
+    epoch: int
+
+
+def open_task(network: Network, *, seed: int) -> Network:
+    """A copy with the next task's head placed and every free entry drawn anew (Alg. 1, "Re-initialize W_free").
+
+    Entries are drawn as :class:`torch.nn.Linear` draws them, U(−1/√inputs, 1/√inputs) with the full number of inputs,
+    a whole layer at a time: what a free entry becomes depends on seed, task and layer, not on what else is free.
+
+    Raises:
+        NothingToCommit: The output layer is shared and the last hidden layer has no free unit left.
+    """
+    last, task = network.last, network.task
+    if masked(network, last) and bool(active(network, last).all()):
+        raise NothingToCommit(
+            f"no free unit left in {last.name}: all {last.units} are owned after {task} tasks, and with a single head "
+            f"task {task + 1} reads only new ones; widen the layer, prune harder (a larger α or margin) or give each "
+            f"task its own head"
+        )
+    opened = network.copy()
+    opened.place_head(task)
+    masks, values = trainable(opened), entries(opened)
+    for layer in opened.layers:
+        source = generator(seed, "init", task, layer.name)
+        bound = 1 / math.sqrt(layer.inputs)
+        for name in (f"{layer.name}.weight", f"{layer.name}.bias"):
+            if name in values:
+                value = values[name]
+                drawn = torch.empty(value.shape).uniform_(-bound, bound, generator=source).to(value)
+                value.copy_(torch.where(masks[name], drawn, value))
+    return opened
+
+
+def train(
+    network: Network,
+    train: Split,
+    validation: Split,
+    members: Sequence[Member],
+    settings: Settings,
+    *,
+    seed: int,
+    on_epoch: Callable[[int, tuple[int, ...]], None] | None = None,
+) -> list[Trained]:
+    """Train every member on the open task. One path for any number of members; they only share their batches.
+
+    Minimises each member's mean cross-entropy plus ``alpha · |w|₁`` over its free weights. The order of the samples is
+    drawn from seed and task alone. A member that stops being finite has diverged; it changes no other member by a bit.
+
+    Args:
+        network: An opened network, see :func:`open_task`. It is not changed.
+        train: The training split; ``x`` is ``[n, inputs]``.
+        validation: The validation split, scored after every epoch.
+        members: One a cell of the stack.
+        settings: How they are trained.
+        seed: Of the replica.
+        on_epoch: Called after every epoch with its number, from 1, and each member's right answers (0 once it has
+            diverged).
+
+    Returns:
+        One result a member, in order. The tensors are on the network's device.
+
+    Raises:
+        ValueError: No member, an α for other than every layer, an empty split, one that does not fit the network, or a
+            multi-head network without the open task's head.
+    """
+    _check(network, members, train, validation)
+    train, validation = (
+        Split(s.x.to(network.device, network.dtype), s.y.to(network.device)) for s in (train, validation)
+    )
+    stack = Stack(network, len(members))
+    optimizer = _optimizer(network, stack, members, settings)
+    order = generator(seed, "order", network.task)
+    courses = [_Course(settings) for _ in members]
+    for epoch in range(1, settings.epochs + 1):
+        permutation = torch.randperm(len(train), generator=order).to(network.device)
+        loss = _pass(stack, optimizer, train, torch.split(permutation, settings.batch_size))
+        correct, finite = _score(stack, validation)
+        # The one place of an epoch where the host waits for the device.
+        counts, whole = torch.stack([correct, (finite & loss.isfinite() & stack.finite()).long()]).tolist()
+        for index, course in enumerate(courses):
+            if course.note(epoch, counts[index], finite=bool(whole[index])):
+                course.free = take_free(network, stack.member(index))
+        if on_epoch is not None:
+            on_epoch(epoch, tuple(0 if c.diverged else n for c, n in zip(courses, counts, strict=True)))
+        if all(course.ended for course in courses):
+            break
+    return [Trained(c.diverged, c.free, tuple(c.counts), c.epoch) for c in courses]
+
+
+@dataclass(slots=True)
+class _Course:
+    """A member's way through the epochs: what it scored, which epoch it keeps, and whether it goes on."""
+
+    settings: Settings
+    counts: list[int] = field(default_factory=list)
+    epoch: int = 0
+    free: dict[str, Tensor] = field(default_factory=dict)
+    diverged: str | None = None
+    ended: bool = False
+
+    def note(self, epoch: int, correct: int, *, finite: bool) -> bool:
+        """Take in an epoch; whether the member's entries are now the ones to keep."""
+        if self.ended:
+            return False
+        if not finite:
+            self.diverged, self.ended = f"not finite after epoch {epoch}", True
+            self.epoch, self.free = 0, {}
+            return False
+        self.counts.append(correct)
+        if self.settings.early_stopping:
+            better = epoch == 1 or correct > self.counts[self.epoch - 1]
+        else:
+            better = epoch == self.settings.epochs
+        if better:
+            self.epoch = epoch
+        patience = self.settings.patience
+        self.ended = patience is not None and epoch - self.epoch >= patience
+        return better
+
+
+def _pass(stack: Stack, optimizer: Optimizer, train: Split, batches: Sequence[Tensor]) -> Tensor:
+    """One epoch; the sum of each member's losses, ``[members]``, which is not finite if one of them was not."""
+    total = torch.zeros(stack.members, dtype=train.x.dtype, device=train.x.device)
+    names, parameters = list(stack.parameters), list(stack.parameters.values())
+    ones = torch.ones_like(total)
+    for batch in batches:
+        with torch.enable_grad():
+            logits = stack.forward(train.x[batch]).transpose(1, 2)
+            target = train.y[batch].expand(stack.members, -1)
+            loss = functional.cross_entropy(logits, target, reduction="none").mean(1)
+        # A member's loss reaches its own entries alone, so one pass gives every member its own gradient.
+        gradients = torch.autograd.grad(loss, parameters, ones)
+        optimizer.step(dict(zip(names, gradients, strict=True)))
+        total += loss.detach()
+    return total
+
+
+@torch.no_grad()
+def _score(stack: Stack, split: Split) -> tuple[Tensor, Tensor]:
+    """Each member's right answers, int64 ``[members]``, and whether all its logits are finite, bool ``[members]``."""
+    correct = torch.zeros(stack.members, dtype=torch.int64, device=split.x.device)
+    finite = torch.ones(stack.members, dtype=torch.bool, device=split.x.device)
+    for x, y in zip(torch.split(split.x, _SAMPLES), torch.split(split.y, _SAMPLES), strict=True):
+        logits = stack.forward(x)
+        correct += (logits.argmax(-1) == y).sum(1)
+        finite &= logits.isfinite().flatten(1).all(1)
+    return correct, finite
+
+
+def _optimizer(network: Network, stack: Stack, members: Sequence[Member], settings: Settings) -> Optimizer:
+    alpha = {f"{layer.name}.weight": [m.alpha[i] for m in members] for i, layer in enumerate(network.layers)}
+    rate = [member.learning_rate for member in members]
+    if settings.optimizer == "adam":
+        return Adam(stack, alpha, rate)
+    return Sgd(stack, alpha, rate, momentum=settings.momentum)
+
+
+def _check(network: Network, members: Sequence[Member], train: Split, validation: Split) -> None:
+    if network.head == "multi" and str(network.task) not in network.heads:
+        raise ValueError(f"the network has no head for task {network.task + 1}; train what open_task gives")
+    if not members:
+        raise ValueError("no member to train; give at least one")
+    for member in members:
+        if len(member.alpha) != len(network.layers):
+            names = ", ".join(layer.name for layer in network.layers)
+            raise ValueError(f"alpha is {member.alpha}, but the layers are {names}; give one α for each")
+    inputs, classes = network.layers[0].inputs, network.output.units
+    for name, split in (("training", train), ("validation", validation)):
+        if split.x.shape != (len(split), inputs) or not len(split):
+            raise ValueError(
+                f"the {name} split has x of shape {tuple(split.x.shape)} and {len(split)} classes y; the network reads "
+                f"[n, {inputs}] with n at least 1"
+            )
+        low, high = int(split.y.min()), int(split.y.max())
+        if low < 0 or high >= classes:
+            raise ValueError(f"the {name} split has classes {low} to {high}; the output layer has 0 to {classes - 1}")

@@ -1,0 +1,209 @@
+import pytest
+import torch
+from torch import nn
+
+from clnp import optimizers
+from clnp.models import mlp
+from clnp.network import FREE, Network
+from clnp.optimizers import Adam, Sgd, select
+from clnp.ownership import trainable
+from clnp.stack import Stack
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+KINDS = {
+    "adam": (lambda *given: Adam(*given), lambda values, rate: torch.optim.Adam(values, lr=rate)),
+    "sgd": (lambda *given: Sgd(*given), lambda values, rate: torch.optim.SGD(values, lr=rate)),
+    "momentum": (
+        lambda *given: Sgd(*given, momentum=0.9),
+        lambda values, rate: torch.optim.SGD(values, lr=rate, momentum=0.9),
+    ),
+}
+
+
+def make(head="single", *, owned=0, dtype=torch.float64):
+    """A network 6-5-4-3 with random weights; the first ``owned`` units of each hidden layer belong to task 0."""
+    network = Network(mlp(6, [5, 4], 3).to(dtype), head=head)
+    if owned:
+        network.place_head(0)
+        network.committed += 1
+        for layer in network.hidden:
+            network.owner(layer)[:owned] = 0
+    network.place_head(network.task)
+    for parameter in network.parameters():
+        parameter.copy_(torch.randn(parameter.shape))
+    return network
+
+
+def bits(value):
+    return value.detach().view(torch.int64 if value.dtype == torch.float64 else torch.int32).clone()
+
+
+def loss_gradients(stack, x, y):
+    logits = stack.forward(x).transpose(1, 2)
+    losses = nn.functional.cross_entropy(logits, y.expand(stack.members, -1), reduction="none").mean(1)
+    gradients = torch.autograd.grad(losses.sum(), list(stack.parameters.values()))
+    return dict(zip(stack.parameters, gradients, strict=True))
+
+
+def batches(count=6):
+    return [(torch.randn(8, 6, dtype=torch.float64), torch.randint(3, (8,))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("alphas", [(0.0, 0.0), (0.0, 0.02)])
+def test_steps_are_those_of_torch_on_a_plain_network(kind, alphas):
+    """Each member by itself, autograd for the loss and for the L1 penalty of the weights: the same to rounding."""
+    ours, theirs = KINDS[kind]
+    network = make()
+    rates = (0.01, 0.003)
+    stack = Stack(network, 2)
+    alpha = {f"{layer.name}.weight": [place * value for value in alphas] for place, layer in enumerate(network.layers)}
+    optimizer = ours(stack, alpha, rates)
+    plain = []
+    for rate in rates:
+        module = mlp(6, [5, 4], 3).double()
+        module.load_state_dict({name: value[0] for name, value in stack.parameters.items()})
+        plain.append((module, theirs(list(module.parameters()), rate)))
+    for x, y in batches():
+        optimizer.step(loss_gradients(stack, x, y))
+        for member, (module, reference) in enumerate(plain):
+            penalty = sum(
+                alpha[name][member] * value.abs().sum() for name, value in module.named_parameters() if name in alpha
+            )
+            reference.zero_grad()
+            (nn.functional.cross_entropy(module(x), y) + penalty).backward()
+            reference.step()
+    for member, (module, _) in enumerate(plain):
+        for name, value in module.named_parameters():
+            torch.testing.assert_close(stack.parameters[name][member], value, rtol=1e-10, atol=1e-12)
+
+
+def run(kind, network, *, alpha=0.05, poison=None):
+    """The bits of every frozen entry of a stack before and after a few steps."""
+    stack = Stack(network, 2)
+    for value in stack.parameters.values():
+        value.detach()[torch.rand(value.shape) < 0.3] = -0.0
+    frozen = {
+        name: ~mask.expand_as(value)
+        for (name, value), mask in zip(stack.parameters.items(), stack.trainable.values(), strict=True)
+        if mask is not None
+    }
+    before = {name: bits(stack.parameters[name])[where] for name, where in frozen.items()}
+    optimizer = KINDS[kind][0](stack, {f"{layer.name}.weight": [alpha] * 2 for layer in network.layers}, (0.01, 0.003))
+    for x, y in batches(3):
+        gradients = loss_gradients(stack, x, y)
+        if poison is not None:
+            for gradient in gradients.values():
+                gradient[0] = poison
+        optimizer.step(gradients)
+    return before, {name: bits(stack.parameters[name])[where] for name, where in frozen.items()}
+
+
+def unmoved(before, after):
+    return all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("head", ["single", "multi"])
+@pytest.mark.parametrize("poison", [None, torch.nan, torch.inf])
+def test_frozen_entries_keep_every_bit(kind, head, poison):
+    """Promise 1: whatever optimizer, head and gradient, and a -0 stays a -0."""
+    network = make(head, owned=2)
+    before, after = run(kind, network, poison=poison)
+    assert {"hidden1.weight", "hidden1.bias", "hidden2.weight", "hidden2.bias"} <= before.keys()
+    assert ("output.weight" in before) == (head == "single")
+    assert unmoved(before, after)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("head", ["single", "multi"])
+def test_without_the_selection_frozen_entries_move(kind, head, monkeypatch):
+    """The safeguard of the test above, taken away."""
+    monkeypatch.setattr(optimizers, "select", lambda update, _: update)
+    assert not unmoved(*run(kind, make(head, owned=2)))
+
+
+def test_a_product_instead_of_the_selection_lets_nan_through(monkeypatch):
+    def multiply(update, trainable):
+        return update if trainable is None else update.mul_(trainable)
+
+    monkeypatch.setattr(optimizers, "select", multiply)
+    assert not unmoved(*run("sgd", make(owned=2), poison=torch.nan))
+
+
+@pytest.mark.parametrize(("kind", "alpha"), [("sgd", 0.05), ("adam", 0.05), ("adam", 0.0), ("momentum", 0.0)])
+def test_zero_gradients_alone_would_not_keep_frozen_entries(kind, alpha, monkeypatch):
+    """Facts: L1 that reaches a frozen weight moves it, and so does the state that an earlier task left behind."""
+    network = make(owned=2)
+    stack = Stack(network, 1)
+    optimizer = KINDS[kind][0](stack, {f"{layer.name}.weight": [alpha] for layer in network.layers}, (0.01,))
+    monkeypatch.setattr(optimizers, "select", lambda update, _: update)
+    if alpha == 0.0:  # The earlier task, which trained all entries.
+        for x, y in batches(2):
+            optimizer.step(loss_gradients(stack, x, y))
+    value = stack.parameters["hidden1.weight"]
+    before = value.detach().clone()
+    mask = trainable(network)["hidden1.weight"]
+    x, y = batches(1)[0]
+    gradients = loss_gradients(stack, x, y)
+    gradients["hidden1.weight"] = torch.where(mask, gradients["hidden1.weight"], 0.0)
+    optimizer.step(gradients)
+    assert not torch.equal(value.detach()[:, :2], before[:, :2])
+
+
+def test_l1_pulls_weights_and_leaves_biases():
+    """Sec. 2.2 and facts: L1 acts on weights; each member and layer has its own coefficient."""
+    network = make()
+    stack = Stack(network, 2)
+    before = {name: value.detach().clone() for name, value in stack.parameters.items()}
+    optimizer = Sgd(stack, {"hidden1.weight": [0.1, 0.0], "output.weight": [0.2, 0.4]}, (1.0, 0.5))
+    optimizer.step({name: torch.zeros_like(value) for name, value in stack.parameters.items()})
+    moved = {name: before[name] - value.detach() for name, value in stack.parameters.items()}
+    sign = {name: value.sign() for name, value in before.items()}
+    torch.testing.assert_close(moved["hidden1.weight"][0], 0.1 * sign["hidden1.weight"][0])
+    torch.testing.assert_close(moved["output.weight"][0], 0.2 * sign["output.weight"][0])
+    torch.testing.assert_close(moved["output.weight"][1], 0.2 * sign["output.weight"][1])
+    assert not moved["hidden1.weight"][1].any()
+    assert not any(moved[name].any() for name in ("hidden2.weight", "hidden1.bias", "hidden2.bias", "output.bias"))
+
+
+def test_a_weight_of_exactly_zero_is_not_pulled():
+    stack = Stack(make(), 1)
+    stack.parameters["hidden1.weight"].detach().zero_()
+    Sgd(stack, {"hidden1.weight": [0.1]}, (1.0,)).step(
+        {name: torch.zeros_like(value) for name, value in stack.parameters.items()}
+    )
+    assert not stack.parameters["hidden1.weight"].detach().any()
+
+
+def test_selecting_replaces_what_is_not_finite_and_keeps_the_rest():
+    update = torch.tensor([[1.0, torch.nan], [torch.inf, 2.0]])
+    assert torch.equal(select(update, torch.tensor([True, False])), torch.tensor([[1.0, 0.0], [torch.inf, 0.0]]))
+    update = torch.tensor([torch.nan, 3.0])
+    assert select(update, None) is update
+
+
+def test_members_of_a_stack_step_as_they_do_alone():
+    """One path for any number of members; in float64 they agree to rounding."""
+    network = make(owned=2)
+    alphas, rates = (0.0, 0.01, 0.1), (0.01, 0.003, 0.03)
+    steps = batches()
+    together = Stack(network, 3)
+    optimizer = Adam(together, {f"{layer.name}.weight": alphas for layer in network.layers}, rates)
+    for x, y in steps:
+        optimizer.step(loss_gradients(together, x, y))
+    for member in range(3):
+        alone = Stack(network, 1)
+        one = Adam(
+            alone, {f"{layer.name}.weight": alphas[member : member + 1] for layer in network.layers}, [rates[member]]
+        )
+        for x, y in steps:
+            one.step(loss_gradients(alone, x, y))
+        for name, value in alone.parameters.items():
+            torch.testing.assert_close(together.parameters[name][member], value[0], rtol=1e-9, atol=1e-12)
+    assert all(bool((network.owner(layer) == FREE).any()) for layer in network.hidden)

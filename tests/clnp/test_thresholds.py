@@ -1,0 +1,287 @@
+"""The curve, its staircase, and the fast scan that finds it."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clnp import scan as scan_module
+from clnp import thresholds as thresholds_module
+from clnp.activity import mean_activity
+from clnp.commit import commit
+from clnp.errors import NothingToCommit
+from clnp.evaluation import count_correct
+from clnp.ownership import active, reads, trainable
+from clnp.scan import scan
+from clnp.subnetwork import cut
+from clnp.tasks.task import Split
+from clnp.thresholds import Staircase, claims_at, curve, staircase, thresholds
+
+
+def by_definition(points):
+    """For each number of right answers the largest θ that still reaches it."""
+    steps = {}
+    for correct in range(max(point.correct for point in points) + 1):
+        reached = [point for point in points if point.correct >= correct]
+        steps[reached[-1].theta] = reached[-1]
+    return tuple(point for point in points if point.theta in steps)
+
+
+def samples(count, source, *, classes=3, whole_numbers=False, inputs=5):
+    if whole_numbers:
+        x = torch.randint(-2, 3, (count, inputs), generator=source).float()
+    else:
+        x = torch.randn(count, inputs, generator=source)
+    return Split(x, torch.randint(classes, (count,), generator=source))
+
+
+@st.composite
+def states(draw, make_network):
+    """An open task of any sequence, its activities and a validation split."""
+    whole = draw(st.booleans())
+    classes = draw(st.integers(1, 4))
+    seed = draw(st.integers(0, 10**6))
+    network = make_network(
+        draw(st.lists(st.integers(4, 12), min_size=1, max_size=4)),
+        head=draw(st.sampled_from(["single", "multi"])),
+        committed=draw(st.integers(0, 2)),
+        seed=seed,
+        classes=classes,
+        bias=draw(st.booleans()),
+        share=0.2,
+        whole_numbers=whole,
+        silent=draw(st.sampled_from([0.0, 0.3])),
+    )
+    source = torch.Generator().manual_seed(seed)
+    train, validation = (
+        samples(draw(st.integers(1, 60)), source, classes=classes, whole_numbers=whole) for _ in range(2)
+    )
+    return network, mean_activity(network, train.x), validation
+
+
+@given(data=st.data())
+def test_the_staircase_is_the_one_of_the_whole_curve(make_network, data):
+    """Promise 2: every step was scored canonically, and none is missing: random networks, so an accuracy that goes up
+    and down with θ; whole numbers, so ties everywhere; silent units; old units; one to four hidden layers."""
+    network, activity, split = data.draw(states(make_network))
+    points = curve(network, activity, split)
+    assert staircase(network, activity, split) == Staircase(points[0].correct, by_definition(points))
+
+
+@given(data=st.data(), tolerance=st.sampled_from([1e-4, 1e-3, 1e-1]))
+def test_the_scan_bounds_every_threshold(make_network, data, tolerance):
+    network, activity, split = data.draw(states(make_network))
+    bounds = scan(network, activity, thresholds(network, activity), split, tolerance=tolerance)
+    for point, (low, high) in zip(curve(network, activity, split), bounds, strict=True):
+        assert low <= point.correct <= high
+
+
+def test_pieces_and_groups_do_not_matter(make_network, monkeypatch):
+    network = make_network((12, 10), committed=1, seed=3)
+    split = samples(50, torch.Generator().manual_seed(0))
+    activity = mean_activity(network, split.x)
+    whole = scan(network, activity, thresholds(network, activity), split, tolerance=1e-5)
+    monkeypatch.setattr(scan_module, "_GROUP", 4)
+    monkeypatch.setattr(scan_module, "_PIECE_BYTES", 4 * 12 * 7)
+    assert scan(network, activity, thresholds(network, activity), split, tolerance=1e-5) == whole
+
+
+@pytest.fixture(scope="module")
+def learnt(make_network):
+    """A network that has learnt something: most of its thresholds cost it little, the last ones everything."""
+    source = torch.Generator().manual_seed(0)
+    centres = torch.randn(5, 8, generator=source)
+    y = torch.randint(5, (600,), generator=source)
+    split = Split(centres[y] + 0.7 * torch.randn(600, 8, generator=source), y)
+    network = make_network((40, 40), inputs=8, classes=5, head="multi")
+    layers = [network.linear(layer) for layer in network.layers]
+    parameters = [p.requires_grad_() for linear in layers for p in linear.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        h = split.x
+        for linear in layers[:-1]:
+            h = torch.relu(linear(h))
+        torch.nn.functional.cross_entropy(layers[-1](h), split.y).backward()
+        optimizer.step()
+    network.requires_grad_(False)
+    return network, mean_activity(network, split.x), split
+
+
+def test_few_thresholds_are_scored(learnt, monkeypatch):
+    """The point of the scan: only what may be a step is scored canonically."""
+    network, activity, split = learnt
+    calls = []
+    monkeypatch.setattr(thresholds_module, "count_correct", lambda *a: calls.append(1) or count_correct(*a))
+    steps = staircase(network, activity, split)
+    scored = len(calls)
+    points = curve(network, activity, split)
+    assert steps.points == by_definition(points)
+    assert scored <= len(steps.points) + 5 < len(points)
+    rises = [later.correct > earlier.correct for earlier, later in itertools.pairwise(points)]
+    assert any(rises), "the accuracy should not be monotone in θ, else this shows little"
+
+
+def test_bounds_that_do_not_hold_are_found_out(learnt, monkeypatch):
+    """A scan that is wrong by more than its tolerance is done again, in the end by brute force."""
+    network, activity, split = learnt
+    asked = []
+
+    def wrong(network, activity, thetas, split, *, tolerance):
+        asked.append(tolerance)
+        return [(0, 0)] * len(thetas)
+
+    expected = staircase(network, activity, split)
+    monkeypatch.setattr(thresholds_module, "scan", wrong)
+    assert staircase(network, activity, split) == expected
+    assert asked == [1e-4, 1e-3, 1e-2, 1e-1]
+
+
+def test_an_evaluator_that_contradicts_itself(learnt, monkeypatch):
+    network, activity, split = learnt
+    monkeypatch.setattr(thresholds_module, "count_correct", lambda *_: len(split) + 1)
+    with pytest.raises(RuntimeError, match="more right answers than there are samples"):
+        staircase(network, activity, split)
+
+
+def test_logits_that_are_not_finite_are_not_trusted(make_network):
+    """An overflow only on the validation split: the scan knows nothing of those samples, the evaluator decides."""
+    network = make_network((6, 5), seed=2)
+    split = samples(20, torch.Generator().manual_seed(0))
+    activity = mean_activity(network, split.x)
+    split.x[3] = 3e38
+    points = curve(network, activity, split)
+    bounds = scan(network, activity, thresholds(network, activity), split, tolerance=1e-4)
+    assert all(low <= point.correct <= high for point, (low, high) in zip(points, bounds, strict=True))
+    assert staircase(network, activity, split) == Staircase(points[0].correct, by_definition(points))
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_points_say_what_a_commit_at_their_threshold_does(make_network, data):
+    network, activity, split = data.draw(states(make_network))
+    for point in staircase(network, activity, split).points:
+        claims = claims_at(network, activity, point.theta)
+        after = network.copy()
+        owned = [int(active(network, layer).sum()) for layer in network.hidden]
+        commit(after, claims)
+        now = [int(active(after, layer).sum()) for layer in after.hidden]
+        assert point.claimed == tuple(b - a for a, b in zip(owned, now, strict=True))
+        free = sum(int(trainable(after)[f"{h.name}.weight"].sum()) * h.inputs for h in after.hidden)
+        assert point.free_weights == free
+        assert point.correct == count_correct(cut(network, network.task, claims), split)
+        assert all(bool(reads(after, layer, network.task).any()) for layer in after.hidden)
+
+
+def test_claims_are_strictly_above_and_free(make_network):
+    network = make_network((6,), committed=1, share=0.34)
+    layer = network.last
+    old = active(network, layer)
+    assert int(old.sum()) == 2
+    activity = {layer.name: torch.arange(6, dtype=torch.float64)}
+    assert claims_at(network, activity, 3.0)[layer.name].tolist() == [i > 3 and not old[i] for i in range(6)]
+    assert torch.equal(claims_at(network, activity, None)[layer.name], ~old)
+    assert torch.equal(claims_at(network, activity, 0.0)[layer.name], ~old & (torch.arange(6) > 0))
+
+
+def hand(network, *means):
+    return {layer.name: torch.tensor(m, dtype=torch.float64) for layer, m in zip(network.hidden, means, strict=True)}
+
+
+@pytest.mark.parametrize("head", ["single", "multi"])
+def test_the_thresholds_of_a_first_task(make_network, head):
+    """θ beyond every activity of a layer is never offered: the smallest of the layers' largest is out already."""
+    network = make_network((4, 4), head=head)
+    activity = hand(network, [0.0, 0.5, 0.5, 2.0], [0.25, 0.0, 1.0, 0.5])
+    assert thresholds(network, activity) == [None, 0.0, 0.25, 0.5]
+
+
+def test_the_thresholds_of_a_second_task(make_network):
+    """Old units keep a layer alive, but a shared output layer needs a new one."""
+    multi, single = (make_network((4, 4), head=head, committed=1) for head in ("multi", "single"))
+    means = [0.0, 0.5, 0.75, 2.0], [0.25, 0.0, 1.0, 0.5]
+    for network, bound in ((multi, math.inf), (single, None)):
+        free = [~active(network, layer) for layer in network.hidden]
+        values = {m for mask, mean in zip(free, means, strict=True) for m, f in zip(mean, mask, strict=True) if f}
+        if bound is None:
+            bound = max(m for m, f in zip(means[1], free[1], strict=True) if f)
+        expected = [None, *sorted(v for v in values | {0.0} if v < bound)]
+        assert thresholds(network, hand(network, *means)) == expected
+    top = thresholds(multi, hand(multi, *means))[-1]
+    assert not any(bool(claim.any()) for claim in claims_at(multi, hand(multi, *means), top).values())
+
+
+def test_a_task_that_claims_nothing_new(make_network):
+    """Multi-head: with every unit owned, what is left to learn is the head (Sec. 2.1)."""
+    network = make_network((3, 3), head="multi", committed=1, share=1.0)
+    split = samples(30, torch.Generator().manual_seed(0))
+    activity = mean_activity(network, split.x)
+    assert thresholds(network, activity) == [None, 0.0]
+    found = staircase(network, activity, split)
+    assert [(point.theta, point.claimed, point.free_weights) for point in found.points] == [(0.0, (0, 0), 0)]
+    assert found.points[0].correct == found.unpruned
+
+
+def test_one_full_layer(make_network):
+    network = make_network((3, 8), head="single", committed=1, share=0.5)
+    network.owner(network.hidden[0]).fill_(0)
+    split = samples(30, torch.Generator().manual_seed(0))
+    activity = mean_activity(network, split.x)
+    points = curve(network, activity, split)
+    assert all(point.claimed[0] == 0 and point.claimed[1] > 0 for point in points)
+    assert staircase(network, activity, split).points == by_definition(points)
+
+
+def test_a_full_last_layer_under_a_shared_output(make_network):
+    network = make_network((8, 3), head="single", committed=1, share=0.5)
+    network.owner(network.last).fill_(0)
+    with pytest.raises(NothingToCommit, match="no free unit left in 2"):
+        thresholds(network, mean_activity(network, torch.randn(5, 5)))
+
+
+def test_a_layer_that_has_fallen_silent(make_network):
+    """Collapsed: pruning the silent units would leave nothing, so there is nothing to offer but the whole."""
+    network = make_network((6, 5))
+    network.linear(network.last).bias.fill_(-1e4)
+    split = samples(30, torch.Generator().manual_seed(0))
+    activity = mean_activity(network, split.x)
+    assert thresholds(network, activity) == [None]
+    assert [point.claimed for point in staircase(network, activity, split).points] == [(6, 5)]
+
+
+def test_units_silent_in_training_alone(make_network):
+    """θ = 0 is not the same as keeping everything: a unit can be silent in training and speak in validation."""
+    network = make_network((1, 2), inputs=1, classes=2, head="multi")
+    first, last, output = (network.linear(layer) for layer in network.layers)
+    first.weight.fill_(1.0)
+    first.bias.fill_(0.0)
+    last.weight.copy_(torch.tensor([[1.0], [1.0]]))
+    last.bias.copy_(torch.tensor([0.0, -5.0]))  # The second unit wakes above 5.
+    output.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 100.0]]))
+    output.bias.fill_(0.0)
+    activity = mean_activity(network, torch.tensor([[1.0], [2.0]]))
+    split = Split(torch.tensor([[1.0], [10.0]]), torch.tensor([0, 1]))
+    assert [(p.theta, p.correct) for p in curve(network, activity, split)] == [(None, 2), (0.0, 1)]
+    found = staircase(network, activity, split)
+    assert found.unpruned == 2
+    assert [(p.theta, p.correct) for p in found.points] == [(None, 2), (0.0, 1)]
+
+
+def test_no_more_than_what_is_silent_goes_at_zero(learnt):
+    network, activity, _ = learnt
+    at_zero = claims_at(network, activity, 0.0)
+    for layer in network.hidden:
+        assert torch.equal(at_zero[layer.name], activity[layer.name] > 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("head", ["single", "multi"])
+def test_the_same_path_on_a_gpu(make_network, head):
+    network = make_network((60, 50), head=head, committed=1).to("cuda")
+    split = samples(300, torch.Generator().manual_seed(0))
+    activity = mean_activity(network, split.x)
+    points = curve(network, activity, split)
+    assert staircase(network, activity, split) == Staircase(points[0].correct, by_definition(points))

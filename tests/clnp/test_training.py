@@ -1,0 +1,496 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from clnp import training
+from clnp.commit import commit, fingerprint
+from clnp.errors import NothingToCommit
+from clnp.evaluation import full_width_agrees, logits
+from clnp.models import mlp
+from clnp.network import FREE, Network
+from clnp.ownership import active, entries, trainable, with_free
+from clnp.seeding import generator
+from clnp.stack import Stack
+from clnp.subnetwork import subnetwork
+from clnp.tasks.task import Split
+from clnp.training import Member, Settings, open_task, train
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+ADAM = Settings(epochs=2, batch_size=16)
+OPTIMIZERS = {
+    "adam": Settings(epochs=2, batch_size=16),
+    "sgd": Settings(epochs=2, batch_size=16, optimizer="sgd"),
+    "momentum": Settings(epochs=2, batch_size=16, optimizer="sgd", momentum=0.9),
+}
+
+
+def splits(seed=0, *, n=70, inputs=6, classes=3, dtype=torch.float32):
+    """A noisy task whose classes a small network can only partly tell apart."""
+    random = torch.Generator().manual_seed(seed)
+    centres = torch.randn(classes, inputs, generator=random, dtype=dtype)
+    y = torch.randint(classes, (n + 40,), generator=random)
+    x = centres[y] + torch.randn(n + 40, inputs, generator=random, dtype=dtype)
+    return Split(x[:n], y[:n]), Split(x[n:], y[n:])
+
+
+def member(alpha=0.0, rate=0.01, layers=3):
+    return Member((alpha,) * layers, rate)
+
+
+def owned(head="single", *, counts=(2, 2), dtype=torch.float32):
+    """A network 6-5-4-3 with one committed task, which owns the first units of each hidden layer."""
+    network = open_task(Network(mlp(6, [5, 4], 3).to(dtype), head=head), seed=7)
+    claims = {
+        layer.name: torch.arange(layer.units) < count for layer, count in zip(network.hidden, counts, strict=True)
+    }
+    commit(network, claims)
+    return network
+
+
+def bits(value):
+    return value.detach().view(torch.int64 if value.dtype == torch.float64 else torch.int32)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(bits(a[name]), bits(b[name])) for name in a)
+
+
+# Opening a task
+
+
+def test_a_task_opens_with_weights_drawn_as_linear_draws_them():
+    network = open_task(Network(mlp(400, [300], 10)), seed=3)
+    for name, value in entries(network).items():
+        bound = 1 / math.sqrt(400 if name.startswith("hidden1") else 300)
+        assert float(value.abs().max()) <= bound
+    weight = entries(network)["hidden1.weight"]
+    assert float(weight.std()) == pytest.approx(0.05 / math.sqrt(3), rel=0.02)
+    nn.init.kaiming_uniform_(
+        reference := torch.empty(300, 400), a=math.sqrt(5), generator=generator(3, "init", 0, "hidden1")
+    )
+    torch.testing.assert_close(weight, reference)
+
+
+def test_opening_leaves_the_given_network_and_the_global_random_state_alone():
+    network = Network(mlp(6, [5, 4], 3), head="multi")
+    random = torch.get_rng_state()
+    opened = open_task(network, seed=0)
+    assert torch.equal(random, torch.get_rng_state())
+    assert not any(value.any() for value in network.parameters())
+    assert not network.heads
+    assert list(opened.heads) == ["0"]
+
+
+def test_seed_task_and_layer_decide_what_is_drawn():
+    first = entries(open_task(Network(mlp(6, [6, 6], 3)), seed=0))
+    assert same(first, entries(open_task(Network(mlp(6, [6, 6], 3)), seed=0)))
+    assert not torch.equal(
+        first["hidden1.weight"], entries(open_task(Network(mlp(6, [6, 6], 3)), seed=1))["hidden1.weight"]
+    )
+    assert not torch.equal(first["hidden1.weight"], first["hidden2.weight"])
+    second = Network(mlp(6, [6, 6], 3))
+    second.committed += 1
+    assert not torch.equal(first["hidden1.weight"], entries(open_task(second, seed=0))["hidden1.weight"])
+
+
+@pytest.mark.parametrize("head", ["single", "multi"])
+def test_opening_draws_free_entries_anew_and_touches_no_bit_of_others(head):
+    """Promise 1 and Alg. 1, "Re-initialize W_free": severed zeros stay zero."""
+    network = owned(head)
+    for value in network.parameters():
+        value[torch.rand(value.shape) < 0.2] = -0.0
+    opened = open_task(network, seed=1)
+    old = entries(open_task(network, seed=2)) if head == "multi" else entries(network)
+    for name, mask in trainable(opened).items():
+        if name.startswith("output") and head == "multi":
+            continue
+        new, mask = entries(opened)[name], mask.expand_as(entries(opened)[name])
+        assert torch.equal(bits(new)[~mask], bits(old[name])[~mask])
+        assert not bool((new[mask] == old[name][mask]).any())
+    if head == "multi":
+        assert same(dict(opened.heads["0"].named_parameters()), dict(network.heads["0"].named_parameters()))
+    assert opened.task == network.task == 1
+    assert int(opened.linear(opened.hidden[1]).weight[:2, 2:].count_nonzero()) == 0
+
+
+def test_what_a_free_entry_becomes_does_not_depend_on_what_else_is_free():
+    """Facts: all grid points of a task start from the same weights, whatever was committed before."""
+    blank = Network(mlp(6, [5, 4], 3))
+    blank.committed += 1
+    whole = entries(open_task(blank, seed=1))
+    for counts in ((1, 3), (4, 1), (2, 2)):
+        network = open_task(owned(counts=counts), seed=1)
+        for name, mask in trainable(network).items():
+            where = mask.expand_as(whole[name])
+            assert torch.equal(entries(network)[name][where], whole[name][where])
+
+
+def test_float64_begins_with_the_float32_weights():
+    wide = entries(open_task(Network(mlp(6, [5], 3).double()), seed=0))
+    narrow = entries(open_task(Network(mlp(6, [5], 3)), seed=0))
+    assert same({name: value.float() for name, value in wide.items()}, narrow)
+
+
+def test_a_single_head_without_a_free_last_unit_cannot_open_a_task():
+    with pytest.raises(
+        NothingToCommit, match=r"no free unit left in hidden2: all 4 are owned after 1 tasks.* prune harder"
+    ):
+        open_task(owned("single", counts=(2, 4)), seed=0)
+
+
+def test_a_full_earlier_layer_does_not_keep_a_single_head_from_opening():
+    opened = open_task(owned("single", counts=(5, 2)), seed=0)
+    (trained,) = train(opened, *splits(), [member()], ADAM, seed=0)
+    assert list(trained.free) == ["hidden2.weight", "hidden2.bias", "output.weight"]
+
+
+def test_a_full_multi_head_network_trains_its_head_alone():
+    """Sec. 2.1: equivalent to final layer transfer learning."""
+    opened = open_task(owned("multi", counts=(5, 4)), seed=0)
+    (trained,) = train(opened, *splits(), [member(rate=0.05)], Settings(epochs=20, batch_size=16), seed=0)
+    assert list(trained.free) == ["output.weight", "output.bias"]
+    assert trained.epochs[-1] > trained.epochs[0]
+    result = with_free(opened, trained.free)
+    for layer in opened.hidden:
+        assert torch.equal(result.linear(layer).weight, opened.linear(layer).weight)
+    assert not torch.equal(result.linear(result.output).weight, opened.linear(opened.output).weight)
+
+
+# Training
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_training_is_what_torch_does_to_a_plain_network(kind):
+    """Network, batches, loss, L1, optimizer and epochs together, in float64: the same to rounding."""
+    settings = OPTIMIZERS[kind]
+    data, validation = splits(dtype=torch.float64)
+    opened = open_task(Network(mlp(6, [5, 4], 3).double()), seed=5)
+    alpha = (0.001, 0.01, 0.002)
+    (trained,) = train(opened, data, validation, [Member(alpha, 0.02)], settings, seed=5)
+    module = mlp(6, [5, 4], 3).double()
+    module.load_state_dict(entries(opened))
+    layers = [child for child in module if isinstance(child, nn.Linear)]
+    if settings.optimizer == "adam":
+        optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
+    else:
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.02, momentum=settings.momentum)
+    order, epochs = generator(5, "order", 0), []
+    for _ in range(settings.epochs):
+        for batch in torch.randperm(len(data), generator=order).split(settings.batch_size):
+            loss = nn.functional.cross_entropy(module(data.x[batch]), data.y[batch])
+            loss = loss + sum(a * layer.weight.abs().sum() for a, layer in zip(alpha, layers, strict=True))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        epochs.append(int((module(validation.x).argmax(1) == validation.y).sum()))
+    for name, value in module.named_parameters():
+        torch.testing.assert_close(trained.free[name], value.detach(), rtol=1e-9, atol=1e-11)
+    assert trained.epochs == tuple(epochs)
+    assert trained.epoch == settings.epochs
+
+
+@pytest.mark.parametrize("head", ["single", "multi"])
+def test_a_stack_is_its_members_alone(head):
+    """One path for any number of members, each with its own α a layer and learning rate."""
+    opened = open_task(owned(head, dtype=torch.float64), seed=0)
+    members = [Member((0.0, 0.0, 0.0), 0.01), Member((0.1, 0.0, 0.01), 0.01), Member((0.0, 0.05, 0.0), 0.05)]
+    data = splits(dtype=torch.float64)
+    together = train(opened, *data, members, ADAM, seed=0)
+    for one, result in zip(members, together, strict=True):
+        (alone,) = train(opened, *data, [one], ADAM, seed=0)
+        assert alone.epochs == result.epochs
+        for name, value in alone.free.items():
+            torch.testing.assert_close(result.free[name], value, rtol=1e-8, atol=1e-10)
+    weights = [result.free["hidden1.weight"] for result in together]
+    assert not torch.allclose(weights[0], weights[1])
+    assert not torch.allclose(weights[0], weights[2])
+
+
+def test_the_same_seed_gives_the_same_bits_and_nothing_stays_from_one_task_to_the_next():
+    """Promise 3, and promise 1: optimizer state is not carried over."""
+    opened = open_task(Network(mlp(6, [5, 4], 3)), seed=0)
+    before = {name: value.clone() for name, value in opened.state_dict().items()}
+    members = [member(0.001), member(0.0, 0.02)]
+    first = train(opened, *splits(), members, ADAM, seed=0)
+    train(opened, *splits(1), members, ADAM, seed=0)
+    again = train(opened, *splits(), members, ADAM, seed=0)
+    for a, b in zip(first, again, strict=True):
+        assert same(a.free, b.free)
+        assert (a.epochs, a.epoch) == (b.epochs, b.epoch)
+    assert all(torch.equal(value, before[name]) for name, value in opened.state_dict().items())
+    other = train(opened, *splits(), members, ADAM, seed=1)
+    assert not same(first[0].free, other[0].free)
+
+
+def test_all_members_see_the_same_batches():
+    """Facts: all grid points of a task see the same batches. Equal cells agree to rounding, wherever they stand."""
+    opened = open_task(Network(mlp(6, [5, 4], 3).double()), seed=0)
+    first, *others = train(opened, *splits(dtype=torch.float64), [member(0.001)] * 4, ADAM, seed=0)
+    for other in others:
+        for name, value in first.free.items():
+            torch.testing.assert_close(other.free[name], value, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("head", ["single", "multi"])
+def test_a_sequence_of_tasks_moves_no_bit_of_an_earlier_one(kind, head):
+    """Promise 1: zero forgetting, bit for bit, with a member that diverges beside the one that is committed."""
+    network, known = Network(mlp(6, [12, 12], 3), head=head), []
+    for task in range(3):
+        opened = open_task(network, seed=0)
+        data, validation = splits(task)
+        kept, wild = train(
+            opened, data, validation, [member(0.001, 0.02), member(0.001, 1e30)], OPTIMIZERS[kind], seed=0
+        )
+        assert wild.diverged
+        network = with_free(opened, kept.free)
+        free = {layer.name: ~active(network, layer) for layer in network.hidden}
+        commit(network, {name: units & (units.cumsum(0) <= 4) for name, units in free.items()})
+        known.append((validation.x, logits(subnetwork(network, task), validation.x), fingerprint(network, task)))
+        for earlier, (x, answers, print_) in enumerate(known):
+            assert torch.equal(logits(subnetwork(network, earlier), x), answers)
+            assert fingerprint(network, earlier) == print_
+            assert full_width_agrees(network, x, earlier)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("rate", [1e30, 3e38])
+def test_a_diverging_member_changes_no_bit_of_another(kind, rate):
+    opened = open_task(owned(), seed=0)
+    calm = train(opened, *splits(), [member(0.001), member(0.002), member(0.003)], OPTIMIZERS[kind], seed=0)
+    counts = []
+    wild = train(
+        opened,
+        *splits(),
+        [member(0.001), member(0.002, rate), member(0.003)],
+        OPTIMIZERS[kind],
+        seed=0,
+        on_epoch=lambda epoch, correct: counts.append((epoch, correct)),
+    )
+    for index in (0, 2):
+        assert same(calm[index].free, wild[index].free)
+        assert calm[index].epochs == wild[index].epochs
+        assert calm[index].diverged is None
+    assert wild[1].diverged == "not finite after epoch 1"
+    assert (wild[1].free, wild[1].epochs, wild[1].epoch) == ({}, (), 0)
+    assert counts == [(epoch, (wild[0].epochs[epoch - 1], 0, wild[2].epochs[epoch - 1])) for epoch in (1, 2)]
+
+
+def test_training_ends_when_every_member_has_diverged():
+    epochs = []
+    results = train(
+        open_task(Network(mlp(6, [5, 4], 3)), seed=0),
+        *splits(),
+        [member(rate=1e30), member(rate=1e31)],
+        Settings(epochs=9, batch_size=16),
+        seed=0,
+        on_epoch=lambda epoch, _: epochs.append(epoch),
+    )
+    assert all(result.diverged for result in results)
+    assert epochs == [1]
+
+
+def test_finite_weights_that_answer_with_infinity_have_diverged():
+    """One step, whose loss was still finite, to weights that are still finite."""
+    opened = open_task(Network(mlp(6, [5, 4], 3)), seed=0)
+    (result,) = train(opened, *splits(n=16), [member(rate=1e30)], Settings(epochs=1, batch_size=16), seed=0)
+    assert result.diverged == "not finite after epoch 1"
+
+
+def test_a_loss_that_was_not_finite_is_a_divergence(monkeypatch):
+    """Even where weights and answers come through it finite."""
+    cross_entropy = functional.cross_entropy
+
+    def overflow(logits, target, reduction):
+        return cross_entropy(logits, target, reduction=reduction) + torch.tensor([[0.0], [torch.inf]])
+
+    opened = open_task(Network(mlp(6, [5, 4], 3)), seed=0)
+    monkeypatch.setattr(functional, "cross_entropy", overflow)
+    first, second = train(opened, *splits(), [member(), member()], ADAM, seed=0)
+    assert first.diverged is None
+    assert second.diverged == "not finite after epoch 1"
+
+
+def test_frozen_columns_of_a_shared_output_layer_get_no_share_of_l1():
+    opened = open_task(owned(), seed=0)
+    (result,) = train(opened, *splits(), [member(10.0)], ADAM, seed=0)
+    assert result.free["output.weight"].shape == (3, 2)
+    assert same(
+        {"old": with_free(opened, result.free).linear(opened.output).weight[:, :2]},
+        {"old": opened.linear(opened.output).weight[:, :2]},
+    )
+    assert "output.bias" not in result.free
+
+
+# Epochs
+
+
+def best_first(epochs):
+    return epochs.index(max(epochs)) + 1
+
+
+def test_early_stopping_keeps_the_first_best_epoch_whole():
+    """Facts: the first best validation epoch is restored whole. It is the network of that epoch, bit for bit."""
+    opened = open_task(Network(mlp(6, [5, 4], 3)), seed=0)
+    members = [member(0.0, 0.05), member(0.01, 0.02), member(0.0, 0.2)]
+    settings = Settings(epochs=12, batch_size=16, early_stopping=True)
+    results = train(opened, *splits(), members, settings, seed=0)
+    for index, result in enumerate(results):
+        assert len(result.epochs) == 12
+        assert result.epoch == best_first(result.epochs)
+        short = train(opened, *splits(), members, Settings(epochs=result.epoch, batch_size=16), seed=0)
+        assert same(result.free, short[index].free)
+        assert short[index].epochs == result.epochs[: result.epoch]
+    assert {result.epoch for result in results} - {12}, "no member was best before the end: this shows nothing"
+    last = train(opened, *splits(), members, Settings(epochs=12, batch_size=16), seed=0)
+    assert [result.epoch for result in last] == [12, 12, 12]
+
+
+def test_a_member_ends_when_its_patience_does_and_training_when_all_have():
+    opened = open_task(Network(mlp(6, [5, 4], 3)), seed=0)
+    members = [member(0.0, 0.05), member(0.01, 0.02), member(0.0, 0.2)]
+    seen = []
+    long = train(opened, *splits(), members, Settings(epochs=30, batch_size=16), seed=0)
+    settings = Settings(epochs=30, batch_size=16, early_stopping=True, patience=2)
+    results = train(opened, *splits(), members, settings, seed=0, on_epoch=lambda epoch, _: seen.append(epoch))
+    for result, whole in zip(results, long, strict=True):
+        expected = next(n for n in range(1, 31) if n - best_first(whole.epochs[:n]) == 2 or n == 30)
+        assert result.epochs == whole.epochs[:expected]
+        assert result.epoch == best_first(result.epochs)
+    assert len({len(result.epochs) for result in results}) > 1, "all members ended together: this shows too little"
+    assert seen == list(range(1, max(len(result.epochs) for result in results) + 1))
+
+
+def test_a_member_that_diverges_after_its_best_epoch_keeps_nothing(monkeypatch):
+    opened = open_task(Network(mlp(6, [5, 4], 3)), seed=0)
+    looks = iter([True, True, False])
+    monkeypatch.setattr(Stack, "finite", lambda _: torch.tensor([next(looks)]))
+    settings = Settings(epochs=9, batch_size=16, early_stopping=True)
+    (result,) = train(opened, *splits(), [member()], settings, seed=0)
+    assert result.diverged == "not finite after epoch 3"
+    assert (result.free, len(result.epochs), result.epoch) == ({}, 2, 0)
+
+
+def test_the_scored_network_is_the_one_given_back():
+    """Promise 2: the counts of the last epoch are those of the returned tensors."""
+    opened = open_task(owned(), seed=0)
+    data, validation = splits()
+    (result,) = train(opened, data, validation, [member(0.001)], ADAM, seed=0)
+    network = with_free(opened, result.free)
+    hidden = network.activations(validation.x)[-1] * (network.owner(network.last) == FREE)
+    answers = network.linear(network.output)(hidden).argmax(1)
+    assert result.epochs[-1] == int((answers == validation.y).sum())
+
+
+class _Waits(TorchDispatchMode):
+    """Counts the times that a number is read from a tensor, for which a host waits for its device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_waits_for_the_device_within_an_epoch():
+    opened = open_task(owned(), seed=0)
+    waits = []
+    for batch_size in (4, 35):
+        with _Waits() as mode:
+            train(opened, *splits(), [member(0.01)] * 3, Settings(epochs=2, batch_size=batch_size), seed=0)
+        waits.append(mode.count)
+    assert waits[0] == waits[1]
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_never_waited_for_within_an_epoch(monkeypatch):
+    """And it learns what a CPU learns, to rounding."""
+    opened = open_task(owned(dtype=torch.float64), seed=0)
+    data, members = splits(dtype=torch.float64), [member(0.01), member(0.0, 0.02)]
+    expected = train(opened, *data, members, ADAM, seed=0)
+    whole = training._pass
+
+    def watched(*given):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return whole(*given)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(training, "_pass", watched)
+    for one, other in zip(expected, train(opened.cuda(), *data, members, ADAM, seed=0), strict=True):
+        assert one.epochs == other.epochs
+        for name, value in one.free.items():
+            torch.testing.assert_close(other.free[name].cpu(), value, rtol=1e-8, atol=1e-10)
+
+
+def test_training_works_without_gradients_around_it():
+    opened = open_task(Network(mlp(6, [5, 4], 3)), seed=0)
+    (expected,) = train(opened, *splits(), [member()], ADAM, seed=0)
+    with torch.no_grad():
+        (found,) = train(opened, *splits(), [member()], ADAM, seed=0)
+    assert same(expected.free, found.free)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Member((0.1, -0.1), 0.01), r"alpha is \(0.1, -0.1\); every coefficient must be finite and at least 0"),
+        (lambda: Member((math.inf,), 0.01), "alpha is"),
+        (lambda: Member((0.0,), 0.0), "learning_rate is 0.0; it must be finite and above 0"),
+        (lambda: Member((0.0,), math.nan), "learning_rate is nan"),
+        (lambda: Settings(0, 16), "epochs is 0; it must be at least 1"),
+        (lambda: Settings(1, 0), "batch_size is 0"),
+        (lambda: Settings(1, 16, optimizer="rmsprop"), """optimizer is 'rmsprop'; it can be "adam" or "sgd\""""),
+        (lambda: Settings(1, 16, optimizer="sgd", momentum=1.0), "momentum is 1.0; it must be at least 0 and below 1"),
+        (lambda: Settings(1, 16, momentum=0.9), "momentum is 0.9, but adam has none"),
+        (lambda: Settings(1, 16, patience=3), "patience is 3 without early_stopping"),
+        (lambda: Settings(1, 16, early_stopping=True, patience=0), "patience is 0; it must be at least 1"),
+    ],
+)
+def test_values_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("members", "spoil", "message"),
+    [
+        ([], lambda split: split, "no member to train"),
+        (
+            [Member((0.0,), 0.01)],
+            lambda split: split,
+            r"alpha is \(0.0,\), but the layers are hidden1, hidden2, output; give one α for each",
+        ),
+        (
+            [member()],
+            lambda split: Split(split.x[:, :5], split.y),
+            r"validation split has x of shape \(40, 5\) and 40 .* \[n, 6\]",
+        ),
+        ([member()], lambda split: Split(split.x[:0], split.y[:0]), r"shape \(0, 6\) and 0 classes .* n at least 1"),
+        ([member()], lambda split: Split(split.x[:3], split.y), r"shape \(3, 6\) and 40 classes"),
+        ([member()], lambda split: Split(split.x, split.y + 1), "has classes 1 to 3; the output layer has 0 to 2"),
+    ],
+)
+def test_what_does_not_fit_the_network_is_refused(members, spoil, message):
+    data, validation = splits()
+    opened = open_task(Network(mlp(6, [5, 4], 3)), seed=0)
+    with pytest.raises(ValueError, match=message):
+        train(opened, data, spoil(validation), members, ADAM, seed=0)
+
+
+def test_a_multi_head_network_must_be_opened_first():
+    with pytest.raises(ValueError, match="no head for task 1; train what open_task gives"):
+        train(Network(mlp(6, [5, 4], 3), head="multi"), *splits(), [member()], ADAM, seed=0)
