@@ -15,10 +15,10 @@ from clnp.tasks.task import Split
 
 __all__ = ["scan"]
 
-_GROUP = 32
+_GROUP = 64
 """Thresholds that are scored together. Each group starts from a forward pass, so that rounding does not pile up."""
 
-_PIECE_BYTES = 2**20
+_PIECE_BYTES = 2**21
 """The widest layer's outputs of one piece of the validation split on a CPU, so that they stay in its cache."""
 
 

@@ -103,8 +103,11 @@ def staircase(network: Network, activity: Mapping[str, Tensor], split: Split) ->
 
     Raises:
         NothingToCommit: A shared output layer, and no unit free in the last hidden layer.
+        ValueError: The validation split is empty.
         RuntimeError: The evaluator contradicts itself.
     """
+    if len(split) == 0:
+        raise ValueError("the validation split is empty; a staircase needs at least one sample")
     thetas = thresholds(network, activity)
     split = Split(split.x.to(network.device, network.dtype), split.y.to(network.device))
     scored: dict[float | None, Point] = {}

@@ -1,6 +1,6 @@
 """The few ways a command can end badly, each with its exit code."""
 
-__all__ = ["BadInput", "Damage", "Held", "Impossible", "SearchError", "Unavailable"]
+__all__ = ["BadInput", "Damage", "Held", "Impossible", "LeaseLost", "SearchError", "Unavailable"]
 
 
 class SearchError(Exception):
@@ -25,6 +25,10 @@ class Held(SearchError):
     """The run is in another driver's hands."""
 
     exit_code = 4
+
+
+class LeaseLost(Held):
+    """The lease went to another driver while this one ran; nothing more may be written."""
 
 
 class Impossible(SearchError):

@@ -5,21 +5,26 @@ import re
 from search.errors import BadInput
 from search.records import Cell
 
-__all__ = ["artifact_file", "cell_key", "check_run_name", "study_name"]
+__all__ = ["RUN_NAME_RULE", "artifact_file", "cell_key", "check_run_name", "is_run_name", "study_name"]
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
+RUN_NAME_RULE = "use 1 to 100 letters, digits, '.', '_' and '-', beginning with a letter or digit"
+
+
+def is_run_name(name: str) -> bool:
+    """Whether ``name`` can name a run: letters, digits, ``.``, ``_`` and ``-``, 100 at most, no mark first."""
+    return _RUN_NAME.fullmatch(name) is not None
+
 
 def check_run_name(name: str) -> str:
-    """``name``, if it can name a run: letters, digits, ``.``, ``_`` and ``-``, 100 at most, a letter or digit first.
+    """``name``, if it can name a run.
 
     Raises:
         BadInput: It cannot.
     """
-    if not _RUN_NAME.fullmatch(name):
-        raise BadInput(
-            f"{name!r} cannot name a run: use 1 to 100 letters, digits, '.', '_' and '-', beginning with a letter or digit"
-        )
+    if not is_run_name(name):
+        raise BadInput(f"{name!r} cannot name a run: {RUN_NAME_RULE}")
     return name
 
 

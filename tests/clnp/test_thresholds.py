@@ -62,6 +62,7 @@ def states(draw, make_network):
     return network, mean_activity(network, train.x), validation
 
 
+@settings(max_examples=60)
 @given(data=st.data())
 def test_the_staircase_is_the_one_of_the_whole_curve(make_network, data):
     """Promise 2: every step was scored canonically, and none is missing: random networks, so an accuracy that goes up
@@ -71,6 +72,7 @@ def test_the_staircase_is_the_one_of_the_whole_curve(make_network, data):
     assert staircase(network, activity, split) == Staircase(points[0].correct, by_definition(points))
 
 
+@settings(max_examples=40)
 @given(data=st.data(), tolerance=st.sampled_from([1e-4, 1e-3, 1e-1]))
 def test_the_scan_bounds_every_threshold(make_network, data, tolerance):
     network, activity, split = data.draw(states(make_network))
@@ -138,6 +140,12 @@ def test_bounds_that_do_not_hold_are_found_out(learnt, monkeypatch):
     monkeypatch.setattr(thresholds_module, "scan", wrong)
     assert staircase(network, activity, split) == expected
     assert asked == [1e-4, 1e-3, 1e-2, 1e-1]
+
+
+def test_no_sample_has_no_staircase(learnt):
+    network, activity, split = learnt
+    with pytest.raises(ValueError, match="at least one sample"):
+        staircase(network, activity, Split(split.x[:0], split.y[:0]))
 
 
 def test_an_evaluator_that_contradicts_itself(learnt, monkeypatch):

@@ -1,0 +1,40 @@
+"""Task sequences. Names are imported when they are first used: their sizes are had without torch."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from clnp.tasks.sizes import DATASETS, Sizes, dataset_sizes, validation_count
+
+if TYPE_CHECKING:
+    from clnp.tasks.base import dataset_sha256
+    from clnp.tasks.permutations import permuted
+    from clnp.tasks.task import Sequence, Split, Task
+    from clnp.tasks.vision import download
+
+__all__ = [
+    "DATASETS",
+    "Sequence",
+    "Sizes",
+    "Split",
+    "Task",
+    "dataset_sha256",
+    "dataset_sizes",
+    "download",
+    "permuted",
+    "validation_count",
+]
+
+_LATER = {
+    "Sequence": "task",
+    "Split": "task",
+    "Task": "task",
+    "dataset_sha256": "base",
+    "download": "vision",
+    "permuted": "permutations",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -1,0 +1,223 @@
+"""``verify``: every commit taken from its bytes again, and everything old measured again; nothing is copied."""
+
+from collections.abc import Callable
+
+import torch
+
+from clnp.commit import fingerprint, restore
+from clnp.errors import Damaged, NothingToCommit
+from clnp.evaluation import count_correct, full_width_agrees
+from clnp.network import Network
+from clnp.subnetwork import subnetwork
+from clnp.tasks import dataset_sha256
+from clnp.tasks.task import Sequence
+from clnp.tensors import decode
+from search.artifacts import Artifacts
+from search.book import place
+from search.errors import BadInput, Damage
+from search.records import CommitRecord, Score
+from search.replica import losers, pick_winner
+from search.reports.common import Known, Report, read_run
+from search.store import Store
+from search.text import plural
+from search.worker import WorkerSettings, build_network, build_sequence, configure, device_name
+
+__all__ = ["verify"]
+
+
+def verify(
+    store: Store, name: str, *, data_dir: str | None = None, note: Callable[[str], None] = lambda _: None
+) -> Report:
+    """Whether anything of a run has changed by a bit (Promise 1).
+
+    Every artifact that should be there is hashed. Of every replica the commits are put back in order; after each the
+    fingerprint of every task so far is computed and its test score measured, and both are compared with the records. A
+    score that differs although every hash holds, on another device, with other threads or another torch, is a remark.
+
+    Args:
+        data_dir: Where the data set lies.
+        note: Told how far it is.
+
+    Raises:
+        BadInput: No run has this name, or the data are other than the run's.
+        DataUnavailable: The data set is absent, or not the known one.
+    """
+    known = read_run(store, name)
+    found = dataset_sha256(known.experiment.tasks.dataset, data_dir)
+    if found != known.row.data:
+        raise BadInput(f"the data are other than the run's: their SHA-256 is {found}, and was {known.row.data}")
+    audit = _Audit(known, data_dir, note)
+    audit.hash_artifacts()
+    for replica in known.replicas:
+        audit.replay_commits(replica)
+    return audit.report()
+
+
+class _Audit:
+    """What was found so far."""
+
+    def __init__(self, known: Known, data_dir: str | None, note: Callable[[str], None]) -> None:
+        self._known = known
+        self._data_dir = data_dir
+        self._note = note
+        self._artifacts = Artifacts(known.row.artifacts)
+        self._problems: list[str] = []
+        self._elsewhere: list[str] = []
+        self._hashed = self._restored = self._fingerprints = self._scores = 0
+        commits = list(known.history.commits.values())
+        on_gpu = bool(commits) and all(record.provenance.device.startswith("cuda") for record in commits)
+        self._device = "cuda" if on_gpu and torch.cuda.is_available() else "cpu"
+        self._threads = commits[0].provenance.threads if commits else 1
+        configure(WorkerSettings(self._artifacts.location, data_dir, self._device, self._threads))
+
+    def hash_artifacts(self) -> None:
+        """Read every file that a record needs."""
+        for sha256, what in self._needed().items():
+            try:
+                self._artifacts.get(sha256)
+                self._hashed += 1
+            except Damage as error:
+                self._problems.append(f"{what}: {error}")
+
+    def replay_commits(self, replica: int) -> None:
+        """Put a replica's commits back one by one, and measure every task after each."""
+        commits = self._known.commits(replica)
+        network = build_network(self._known.experiment)
+        sequence = build_sequence(self._known.experiment, replica, self._data_dir)
+        for record in commits:
+            self._note(f"{place(replica, record.task)} of {self._known.experiment.tasks.count}")
+            self._check_data(record, sequence)
+            self._check_rule(record)
+            try:
+                restore(network, decode(self._artifacts.get(record.artifact)))
+            except (Damage, Damaged) as error:
+                if isinstance(error, Damaged):
+                    self._problems.append(f"{place(replica, record.task)}: {error}")
+                sound = f"tasks 1 to {record.task} are" if record.task else "none of its tasks is"
+                self._problems.append(
+                    f"replica {replica + 1}: {sound} whole; from task {record.task + 1} on it cannot be put together"
+                )
+                return
+            self._restored += 1
+            self._check_fingerprints(record, network, commits)
+            self._measure(record, network.copy().to(self._device), sequence)
+        self._check_full_width(replica, network.to(self._device), sequence)
+
+    def report(self) -> Report:
+        remarks = []
+        if self._elsewhere:
+            remarks.append(
+                f"{plural(len(self._elsewhere), 'test score')} came out otherwise although every fingerprint holds: "
+                f"the tensors are the same, the arithmetic is not; {self._elsewhere[0]}"
+            )
+        return {
+            "run": self._known.row.name,
+            "sound": not self._problems,
+            "verdict": self._verdict(),
+            "problems": self._problems,
+            "remarks": remarks,
+            "artifacts": self._hashed,
+            "commits": self._restored,
+            "fingerprints": self._fingerprints,
+            "scores": self._scores,
+            "device": device_name(self._device),
+            "threads": self._threads,
+        }
+
+    def _verdict(self) -> str:
+        counts = (
+            f"{plural(self._restored, 'commit')}, {plural(self._fingerprints, 'fingerprint')}, "
+            f"{plural(self._scores, 'test score')} re-measured, {plural(self._hashed, 'artifact')} re-hashed"
+        )
+        if self._problems:
+            return f"{plural(len(self._problems), 'problem')}: not everything is as it was recorded ({counts})"
+        if not self._restored:
+            return f"nothing is committed yet ({plural(self._hashed, 'artifact')} re-hashed)"
+        return f"nothing old has changed by a bit: {counts}"
+
+    def _needed(self) -> dict[str, str]:
+        """Every artifact that must be there, and what it holds."""
+        needed: dict[str, str] = {}
+        for (replica, task), cells in sorted(self._known.history.cells.items()):
+            commit = self._known.history.commits.get((replica, task))
+            gone = set() if commit is None else set(losers(self._known.experiment.keep, cells, commit))
+            for index, record in sorted(cells.items()):
+                if record.artifact and record.artifact not in gone:
+                    needed[record.artifact] = f"{place(replica, task)}, the tensors of cell {index}"
+        for (replica, task), commit in sorted(self._known.history.commits.items()):
+            needed[commit.artifact] = f"{place(replica, task)}, the tensors of the commit"
+        return needed
+
+    def _check_data(self, record: CommitRecord, sequence: Sequence) -> None:
+        opening = self._known.opening(record.replica, record.task)
+        if opening is None:
+            self._problems.append(f"{place(record.replica, record.task)}: the ledger has the commit and no opening")
+        elif (found := sequence.sha256(record.task)) != opening.data:
+            raise BadInput(
+                f"{place(record.replica, record.task)}: the data are other than the run's: their SHA-256 is {found}, "
+                f"and was {opening.data} when the task opened"
+            )
+
+    def _check_rule(self, record: CommitRecord) -> None:
+        """The winner must follow from the records (Promise 4)."""
+        experiment, where = self._known.experiment, place(record.replica, record.task)
+        cells = self._known.cells(record.replica, record.task)
+        try:
+            winner = pick_winner(cells, experiment.margin(record.task), experiment.rule.sparsity).winner
+        except (Damaged, NothingToCommit) as error:
+            self._problems.append(f"{where}: the records do not explain the commit: {error}")
+            return
+        if (winner.index, winner.point) != (record.winner.index, record.point):
+            self._problems.append(
+                f"{where}: the records give cell {winner.index} at θ={winner.point.theta}, but committed is cell "
+                f"{record.winner.index} at θ={record.point.theta}"
+            )
+
+    def _check_fingerprints(self, record: CommitRecord, network: Network, commits: list[CommitRecord]) -> None:
+        for earlier, recorded in zip(commits, record.fingerprints, strict=False):
+            found = fingerprint(network, earlier.task)
+            self._fingerprints += 1
+            if not found == recorded == earlier.fingerprint:
+                self._problems.append(
+                    f"{_after(record, earlier.task)}: the fingerprint is {found}, was recorded as {recorded} then and "
+                    f"as {earlier.fingerprint} when task {earlier.task + 1} was committed"
+                )
+
+    def _measure(self, record: CommitRecord, network: Network, sequence: Sequence) -> None:
+        for task, recorded in enumerate(record.matrix):
+            test = sequence.task(task).open_test()
+            found = Score(count_correct(subnetwork(network, task), test), len(test))
+            self._scores += 1
+            if found != recorded:
+                text = (
+                    f"{_after(record, task)}: {found.correct} of {found.total} right, recorded as "
+                    f"{recorded.correct} of {recorded.total}"
+                )
+                differs = self._differs(record)
+                if differs:
+                    self._elsewhere.append(f"{text}, {differs}")
+                else:
+                    self._problems.append(text)
+
+    def _differs(self, record: CommitRecord) -> str:
+        """What this measurement has that the recorded one had not."""
+        was = record.provenance
+        pairs = (
+            ("on", was.device, device_name(self._device)),
+            ("with threads", was.threads, self._threads),
+            ("with torch", was.versions.get("torch", "of unknown version"), torch.__version__),
+        )
+        return ", ".join(f"{word} {now} instead of {before}" for word, before, now in pairs if before != now)
+
+    def _check_full_width(self, replica: int, network: Network, sequence: Sequence) -> None:
+        """A connection that was not severed shows at full width only."""
+        for task in range(network.task):
+            if not full_width_agrees(network, sequence.task(task).open_test().x, task):
+                self._problems.append(
+                    f"{place(replica, task)}: the whole network answers otherwise than the task's sub-network: a "
+                    f"connection into it is not severed"
+                )
+
+
+def _after(record: CommitRecord, task: int) -> str:
+    return f"{place(record.replica, task)}, after task {record.task + 1}"

@@ -1,0 +1,137 @@
+"""A Ray to work on: one of our own on this machine, or one that runs. Started quietly, and ended without remains."""
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import warnings
+from typing import Any
+
+import psutil
+
+from search.errors import BadInput, Unavailable
+from search.machine import Node, Pool
+
+__all__ = ["Cluster", "prepare", "silence"]
+
+_ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the old output, which is silent when it is told to be
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a worker without a GPU keeps the environment it had
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths stay what they are
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it prints a trace for a SIGTERM
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are the driver's
+    "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),  # nobody restores from Tune's own state
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # they come through the run
+}
+
+_OBJECTS = 128 * 2**20
+"""Bytes of Ray's object store: jobs and records are JSON of some kilobytes."""
+
+_LONGEST_TEMPORARY = 24
+"""Characters of a temporary folder's path under which Ray's sockets still have names that a system allows (107)."""
+
+
+def prepare() -> None:
+    """Set what Ray reads from the environment. Must come before Ray is imported.
+
+    A cluster of our own asks for a token, which is new each time and in memory alone: Ray would write one into the
+    home folder.
+    """
+    os.environ.update(_ENVIRONMENT)
+    if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+
+
+def silence() -> None:
+    """Keep Ray's own messages from the terminal. Must come after Ray is imported, which sets its loggers up."""
+    logger = logging.getLogger("ray")
+    logger.setLevel(logging.CRITICAL + 1)
+    logger.propagate = False
+    warnings.filterwarnings("ignore", module=r"ray\b.*")
+
+
+class Cluster:
+    """Ray, from :meth:`start` to :meth:`stop`.
+
+    Args:
+        address: Of a cluster that runs (``host:port``, or ``auto`` for the one that this machine is part of); None:
+            one of our own, on this machine alone.
+
+    Raises:
+        BadInput: An address of Ray Client.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        if address is not None and address.startswith("ray://"):
+            raise BadInput(
+                f"--address {address}: Ray Client cannot carry a run; give host:port from a machine of the cluster, or "
+                f"submit the command there as a job: ray job submit -- clnp-search run …"
+            )
+        self.address = address
+        parent = tempfile.gettempdir()
+        short = parent if len(parent) <= _LONGEST_TEMPORARY or os.name == "nt" else "/tmp"
+        self.folder = tempfile.mkdtemp(prefix="clnp-", dir=short)
+        """Where Ray and Tune keep their files; removed at the end."""
+
+    def start(self, pool: Pool | None) -> None:
+        """Start Ray with room for a pool of workers, or connect to the one that runs. Takes seconds.
+
+        Raises:
+            Unavailable: It does not start, or nothing answers at the address.
+        """
+        import ray
+
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": False}
+        try:
+            if self.address is not None or pool is None:
+                ray.init(address=self.address, **quiet)
+                return
+            ray.init(
+                address="local",  # without it Ray joins whatever runs on this machine
+                num_cpus=pool.workers * pool.cpu,
+                include_dashboard=False,
+                object_store_memory=_OBJECTS,
+                _temp_dir=self.folder,
+                **quiet,
+            )
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            where = "on this machine" if self.address is None else f"at {self.address}"
+            raise Unavailable(f"Ray does not start {where}: {error}. The same command tries again") from error
+
+    def nodes(self) -> list[Node]:
+        """The machines of a cluster that runs, as they are now."""
+        import ray
+
+        found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        resources = [node["Resources"] for node in found if node["Alive"]]
+        return [Node(int(each.get("CPU", 0)), int(each.get("GPU", 0))) for each in resources]
+
+    def stop(self) -> None:
+        """Disconnect and, of a Ray of our own, end every process and remove its files."""
+        import ray
+
+        ray.shutdown()
+        self.kill()
+
+    def kill(self) -> None:
+        """End every process of a Ray of our own at once, in whatever state, and remove its files.
+
+        A cluster that runs ends this driver's workers by itself once the driver is gone.
+        """
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _processes(self) -> list[psutil.Process]:
+        """Ray's processes: children of this one that were given our folder, and their children."""
+        found = []
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if any(self.folder in part for part in child.cmdline()):
+                    found += [child, *child.children(recursive=True)]
+        return found

@@ -1,0 +1,235 @@
+# ruff: noqa: ARG002 – hooks take the arguments that Tune calls them with
+"""What Ray Tune calls: where its trials come from, how their workers stay warm, and where results go.
+
+A Tune trial is one job. All hooks run in Tune's thread. They write no database and never raise: what they have goes
+through an :class:`Exchange` to the driver's thread. Nothing in them may be pickled, and Tune pickles searchers, so they
+show it an empty state: no job, no credential ends up on disk.
+"""
+
+import queue
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.progress_reporter import TrialProgressCallback
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from search.backends.reasons import first_line
+from search.records import CommitJob, Job, Progress, StackJob, dump, load
+from search.worker import WorkerSettings, perform
+
+__all__ = ["Delivery", "Ended", "Exchange", "Jobs", "Parking", "Progressed", "Returned", "work"]
+
+_LOOK = 0.05
+"""Seconds that Tune's loop waits for a job while a worker is idle. Its own pause between looks is 0.1."""
+
+_REPORT = 2.0
+"""Seconds between a job's reports: each stops the training until Tune has seen it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """A job's result, as JSON."""
+
+    job: int
+    result: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """How far a job has come, as JSON."""
+
+    job: int
+    progress: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A job whose worker died or raised."""
+
+    job: int
+    reason: str
+
+
+class Exchange:
+    """What Tune's thread and the driver's thread hand each other.
+
+    Attributes:
+        jobs: From the driver.
+        events: To the driver.
+        over: Set by the driver: there will be no further job.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self.events: queue.SimpleQueue[Returned | Progressed | Ended] = queue.SimpleQueue()
+        self.over = threading.Event()
+
+
+class _Unpickled:
+    """Keeps to its process: a copy is the same object, and what is pickled is empty."""
+
+    def __deepcopy__(self, memo: object) -> Any:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class Jobs(_Unpickled, Searcher):
+    """Gives Tune a trial for every job that the driver hands out."""
+
+    def __init__(self, exchange: Exchange, settings: WorkerSettings, parking: "Parking") -> None:
+        super().__init__()
+        self.of: dict[str, int] = {}
+        """Trial → job, of the trials that have not ended."""
+        self._exchange = exchange
+        self._settings = dump(settings)
+        self._parking = parking
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        # While no trial lives, None would make Tune look again once a second only, for up to ten minutes: wait here.
+        while not self._exchange.over.is_set():
+            if self._parking.waking:
+                return None
+            try:
+                job = self._exchange.jobs.get(timeout=_LOOK)
+            except queue.Empty:
+                if self.of:
+                    return None
+                continue
+            self.of[trial_id] = job.id
+            return {"kind": job.kind, "job": dump(job), "settings": self._settings}
+        finished: str = Searcher.FINISHED
+        return finished
+
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        """The driver hands out no more jobs than there are workers; Tune need not count."""
+        return True
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: the callback below hears it too, with the reason of an error."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: Tune's state is never restored."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see :meth:`save`."""
+
+
+class Parking(_Unpickled, TrialScheduler):
+    """Keeps the worker of a trial whose job is done until another trial wants it.
+
+    Tune itself would keep one idle worker and end the others, and each new one costs 5 to 10 seconds (torch's import).
+    So a trial that has returned its result is parked: it stays as it is, its worker waiting. A new trial takes over
+    the worker of one that is parked, one in each step of Tune's loop, since Tune's own cache holds one; where none is
+    parked it gets a new worker.
+    """
+
+    def __init__(self, exchange: Exchange) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._exchange = exchange
+        self._parked: deque[Trial] = deque()
+        self._waking: Trial | None = None
+
+    @property
+    def waking(self) -> bool:
+        """Whether a worker is on its way from one trial to the next."""
+        return self._waking is not None
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        if self._parked:
+            self._waking = self._parked.popleft()
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if "result" not in result:
+            return str(TrialScheduler.CONTINUE)
+        self._parked.append(trial)
+        return str(TrialScheduler.NOOP)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Called once a step, before Tune looks for the workers of new trials."""
+        if self._waking is not None:
+            tune_controller.stop_trial(self._waking)
+            self._waking = None
+        while self._exchange.over.is_set() and self._parked:
+            tune_controller.stop_trial(self._parked.popleft())
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Nothing: its worker is gone, and was not parked."""
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """Nothing: only parked trials complete."""
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        """Nothing: no trial is removed before it ran."""
+
+    def debug_string(self) -> str:
+        return "Keeping the workers of finished jobs for the next ones."
+
+
+class Delivery(_Unpickled, TrialProgressCallback):
+    """Passes results, progress and errors on. It stands in for Tune's own callback, which prints."""
+
+    def __init__(self, exchange: Exchange, jobs: Jobs) -> None:
+        super().__init__()
+        self._events = exchange.events
+        self._jobs = jobs
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        job = self._jobs.of.get(trial.trial_id)
+        # Taken out, so that Tune does not keep every record in memory until the end.
+        returned, progress = result.pop("result", None), result.pop("progress", None)
+        if job is None:
+            return
+        if progress is not None:
+            self._events.put(Progressed(job, progress))
+        if returned is not None:
+            self._events.put(Returned(job, returned))
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        job = self._jobs.of.pop(trial.trial_id, None)
+        if job is not None:
+            self._events.put(Ended(job, _why(trial)))
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        job = self._jobs.of.pop(trial.trial_id, None)
+        if job is not None:
+            # Too late to matter for a job whose result was returned before.
+            self._events.put(Ended(job, "its worker ended without a result"))
+
+
+def _why(trial: Trial) -> str:
+    """The reason of an error in a line, from the file that Tune wrote."""
+    try:
+        lines = [line.strip() for line in Path(trial.error_file or "").read_text().splitlines() if line.strip()]
+    except OSError:
+        return "its worker ended; Tune kept no reason"
+    text = lines[1:]  # the first line counts failures
+    if any(line.startswith("Traceback") for line in text):
+        return first_line(text[-1])
+    return first_line("\n".join(text))
+
+
+def work(config: dict[str, Any]) -> None:
+    """A Tune trial: do one job and report its result. Runs in a worker process."""
+    text = config["job"]
+    job = load(StackJob, text) if config["kind"] == "stack" else load(CommitJob, text)
+    settings = load(WorkerSettings, config["settings"])
+    last = 0.0
+
+    def report(progress: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _REPORT:
+            last = time.monotonic()
+            tune.report({"progress": dump(progress)})
+
+    tune.report({"result": dump(perform(job, settings, report))})

@@ -1,0 +1,272 @@
+"""A backend in virtual time: the whole orchestration in milliseconds, with durations and failures as wanted.
+
+Its workers train nothing. Their records are made up from cell, seed and stack alone (:class:`World`), so that
+any order of completion, any loss and any restart must end with the same ones (Promise 3).
+"""
+
+import hashlib
+import heapq
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from clnp.forgetting import Point
+from search.backends.base import Backend
+from search.experiment import Experiment
+from search.names import cell_key
+from search.records import (
+    Cell,
+    CellRecord,
+    CommitJob,
+    CommitRecord,
+    Failure,
+    Job,
+    JobResult,
+    Progress,
+    Provenance,
+    Score,
+    StackJob,
+)
+from search.run import Run
+
+__all__ = ["Fate", "Simulated", "World"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """How one attempt at a job goes.
+
+    Attributes:
+        duration: Virtual seconds until it ends.
+        lost: Why the worker dies at the end of them, or None.
+        raised: Cell index → why this member raises; the others return their records.
+        failure: Why it can never succeed, or None.
+    """
+
+    duration: float = 1.0
+    lost: str | None = None
+    raised: Mapping[int, str] = field(default_factory=dict)
+    failure: Failure | None = None
+
+
+def _always_well(_job: Job, _attempt: int) -> Fate:
+    return Fate()
+
+
+def _never(_job: StackJob, _cell: Cell) -> bool:
+    return False
+
+
+class World:
+    """Makes up what workers find, and stands for the artifact store: a resumed simulation needs the same one.
+
+    Accuracies and staircases depend on the seed, the task and the cell; tensors also on the stack, as real ones do, and
+    on the commits before. A job whose tensors are not there fails as damaged.
+
+    Args:
+        total: Samples of the validation and of the test split.
+        classes: The most frequent class has ``total // classes`` of them.
+        diverges: Whether a cell of a job diverges.
+
+    Attributes:
+        artifacts: SHA-256 of what was written → units left free by it, where it is a commit's. Remove one to lose it.
+    """
+
+    def __init__(
+        self, *, total: int = 1000, classes: int = 10, diverges: Callable[[StackJob, Cell], bool] = _never
+    ) -> None:
+        self.artifacts: dict[str, tuple[int, ...]] = {}
+        self._total = total
+        self._majority = total // classes
+        self._diverges = diverges
+
+    def stack(self, job: StackJob, raised: Mapping[int, str], started: float, ended: float) -> JobResult:
+        """The records of a stack, without those of the members that raised."""
+        missing = self._missing(job)
+        if missing is not None:
+            return JobResult(failure=missing)
+        experiment = Experiment.from_json(job.experiment)
+        cells = [cell for cell in job.cells if cell.index not in raised]
+        records = tuple(self._cell(experiment, job, cell, started, ended) for cell in cells)
+        self.artifacts.update((record.artifact, ()) for record in records if record.artifact is not None)
+        return JobResult(records, failures=dict(raised))
+
+    def commit(self, job: CommitJob, started: float, ended: float) -> JobResult:
+        """The record of a commit: what was scored, no earlier fingerprint changed."""
+        missing = self._missing(job)
+        if missing is not None:
+            return JobResult(failure=missing)
+        widths = Experiment.from_json(job.experiment).widths
+        before = self.artifacts[job.commits[-1].artifact] if job.commits else widths
+        free = tuple(units - claimed for units, claimed in zip(before, job.point.claimed, strict=True))
+        artifact = _sha256("commit", job.artifact, job.point.theta, *(commit.artifact for commit in job.commits))
+        self.artifacts[artifact] = free
+        fingerprints = (*(commit.fingerprint for commit in job.commits), _sha256("fingerprint", artifact))
+        matrix = tuple(Score(self._draw(fingerprint), self._total) for fingerprint in fingerprints)
+        record = CommitRecord(
+            replica=job.replica,
+            task=job.task,
+            winner=job.winner,
+            point=job.point,
+            unpruned=job.score,
+            validation=Score(job.point.correct, job.score.total),
+            test=matrix[-1],
+            best=job.best,
+            needed=job.needed,
+            candidates=job.candidates,
+            missing=job.missing,
+            claimed=job.point.claimed,
+            free=free,
+            artifact=artifact,
+            size=4 * sum(job.point.claimed),
+            fingerprints=fingerprints,
+            changed=0,
+            matrix=matrix,
+            provenance=_provenance((job.winner.index,)),
+            started=started,
+            ended=ended,
+        )
+        return JobResult(commit=record)
+
+    def _cell(self, experiment: Experiment, job: StackJob, cell: Cell, started: float, ended: float) -> CellRecord:
+        stack = tuple(member.index for member in job.cells)
+        seed = (experiment.seed + job.replica, job.task, cell_key(cell))
+        diverged = "not finite after epoch 1" if self._diverges(job, cell) else None
+        correct = self._draw(*seed)
+        artifact = _sha256(*seed, stack, *(commit.fingerprint for commit in job.commits))
+        epochs = experiment.training.epochs
+        return CellRecord(
+            cell=cell,
+            diverged=diverged,
+            score=None if diverged else Score(correct, self._total),
+            majority=self._majority,
+            epochs=() if diverged else tuple(correct * epoch // epochs for epoch in range(1, epochs + 1)),
+            epoch=1 if diverged else epochs,
+            staircase=() if diverged else _staircase(experiment, correct, *seed),
+            artifact=None if diverged else artifact,
+            size=0 if diverged else 4 * sum(experiment.widths),
+            provenance=_provenance(stack),
+            started=started,
+            ended=ended,
+        )
+
+    def _draw(self, *of: object) -> int:
+        """Right answers: between 90 % and 99 %."""
+        return random.Random(repr(of)).randint(self._total * 90 // 100, self._total * 99 // 100)
+
+    def _missing(self, job: Job) -> Failure | None:
+        needed = [commit.artifact for commit in job.commits]
+        needed += [job.artifact] if isinstance(job, CommitJob) else []
+        lost = [artifact for artifact in needed if artifact not in self.artifacts]
+        return Failure("damage", f"artifact {lost[0]} is not in the store") if lost else None
+
+
+@dataclass(slots=True)
+class _Moment:
+    """Something that happens to a job at a virtual time."""
+
+    job: Job
+    fate: Fate
+    started: float
+    epoch: int | None
+    """The epoch that is reported, or None: the job ends."""
+
+
+class Simulated(Backend):
+    """Workers in virtual time.
+
+    Args:
+        workers: How many jobs run at once.
+        plan: (job, how often this job's cells went out before) → how it goes.
+        world: What workers find.
+
+    Attributes:
+        time: The virtual time, in seconds.
+        busy: Virtual seconds that workers spent on jobs, over all workers.
+    """
+
+    def __init__(
+        self, *, workers: int, plan: Callable[[Job, int], Fate] = _always_well, world: World | None = None
+    ) -> None:
+        super().__init__()
+        self.time = 0.0
+        self.busy = 0.0
+        self.world = world or World()
+        self._workers = workers
+        self._plan = plan
+        self._attempts: Counter[tuple[object, ...]] = Counter()
+        self._moments: list[tuple[float, int, _Moment]] = []
+        self._count = itertools.count()
+
+    def execute(self, run: Run) -> None:
+        running = 0
+        while not self.stop.is_set() and not run.over:
+            while running < self._workers and (job := run.next_job()) is not None:
+                self._start(job)
+                running += 1
+            if self._moments:
+                self.time, _, moment = heapq.heappop(self._moments)
+                running -= self._happen(run, moment)
+            elif not run.over:
+                raise RuntimeError("the run hands out nothing, and no job is with a worker: it can never end")
+
+    def _start(self, job: Job) -> None:
+        cells = (job.winner,) if isinstance(job, CommitJob) else job.cells
+        attempt = (job.kind, job.replica, job.task, cells)
+        fate = self._plan(job, self._attempts[attempt])
+        self._attempts[attempt] += 1
+        self.busy += fate.duration
+        epochs = _epochs(job)
+        for epoch in range(1, epochs):
+            self._at(self.time + fate.duration * epoch / epochs, _Moment(job, fate, self.time, epoch))
+        self._at(self.time + fate.duration, _Moment(job, fate, self.time, None))
+
+    def _at(self, time: float, moment: _Moment) -> None:
+        heapq.heappush(self._moments, (time, next(self._count), moment))
+
+    def _happen(self, run: Run, moment: _Moment) -> bool:
+        """Tell the run; say whether the job has ended."""
+        job, fate = moment.job, moment.fate
+        if moment.epoch is not None:
+            epochs = _epochs(job)
+            run.progress(job.id, Progress("simulated", moment.epoch, epochs, moment.epoch / epochs))
+            return False
+        if fate.lost is not None:
+            run.lost(job.id, fate.lost)
+        elif fate.failure is not None:
+            run.take(job.id, JobResult(failure=fate.failure))
+        elif isinstance(job, CommitJob):
+            run.take(job.id, self.world.commit(job, moment.started, self.time))
+        else:
+            run.take(job.id, self.world.stack(job, fate.raised, moment.started, self.time))
+        return True
+
+
+def _epochs(job: Job) -> int:
+    return 1 if isinstance(job, CommitJob) else int(job.experiment["training"]["epochs"])
+
+
+def _staircase(experiment: Experiment, correct: int, *seed: object) -> tuple[Point, ...]:
+    """Rising θ, falling right answers and units; every task fits, whatever the points that are picked."""
+    draw = random.Random(repr(("staircase", *seed)))
+    room = [width // experiment.tasks.count for width in experiment.widths]
+    points: list[Point] = []
+    theta, right = 0.0, correct + draw.randint(0, 2)
+    claimed = [draw.randint((units + 1) // 2, units) for units in room]
+    for _ in range(draw.randint(3, 8)):
+        free_weights = sum(width - units for width, units in zip(experiment.widths, claimed, strict=True))
+        points.append(Point(theta, right, tuple(claimed), free_weights))
+        theta += draw.uniform(0.01, 0.1)
+        right -= draw.randint(1, 4)
+        claimed = [max(1, units - draw.randint(0, 3)) for units in claimed]
+    return tuple(points)
+
+
+def _provenance(stack: tuple[int, ...]) -> Provenance:
+    return Provenance(stack, device="simulated", threads=1, versions={})
+
+
+def _sha256(*of: object) -> str:
+    return hashlib.sha256(repr(of).encode()).hexdigest()

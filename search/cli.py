@@ -1,0 +1,277 @@
+"""The command line. Every command imports what it needs when it runs: ``--help`` is there at once, and what only reads
+records imports no torch and no Ray."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from clnp.errors import Damaged, DataUnavailable, NothingToCommit, UnsupportedNetwork
+from search.errors import BadInput, Damage, Impossible, SearchError
+from search.options import DEFAULT_STORAGE, STORAGE_VARIABLE, read_options
+
+if TYPE_CHECKING:
+    from search.experiment import Experiment
+    from search.store import Store
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code. Reports go to stdout, everything else to stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        _spare_encoding(stream)
+    options = read_options(arguments)
+    try:
+        code = _COMMANDS[options.command](options)
+        sys.stdout.flush()
+    except SearchError as error:
+        return _refuse(str(error), error.exit_code)
+    except (UnsupportedNetwork, DataUnavailable) as error:
+        return _refuse(str(error), BadInput.exit_code)
+    except Damaged as error:
+        return _refuse(str(error), Damage.exit_code)
+    except NothingToCommit as error:
+        return _refuse(str(error), Impossible.exit_code)
+    except KeyboardInterrupt:
+        return _refuse("interrupted", 130)
+    except BrokenPipeError:
+        # The reader went away, as `| head` does: what Python would write at its end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return code
+
+
+def _spare_encoding(stream: TextIO) -> None:
+    """A terminal that cannot show θ shows a question mark instead of ending the command."""
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _hush(_: str) -> None:
+    """Where nobody watches."""
+
+
+def _refuse(text: str, code: int) -> int:
+    print(f"clnp-search: {text}", file=sys.stderr)
+    return code
+
+
+# What the commands do
+
+
+def _experiments(options: argparse.Namespace) -> int:
+    from search.reports.experiments import experiments
+
+    return _print(options, experiments())
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from search.experiment import read_experiment, schema
+    from search.reports.plan import plan
+
+    if options.schema:
+        print(json.dumps(schema(), indent=2))
+        return 0
+    if options.experiment is None:
+        raise BadInput("plan: name an experiment, or give --schema; `clnp-search experiments` lists the shipped ones")
+    experiment = read_experiment(options.experiment, options.set)
+    if options.resolved:
+        _print_resolved(options, experiment)
+        return 0
+    name = options.name or experiment.name
+    store = _existing(options)
+    if store is None:
+        return _print(options, plan(experiment, name, store=None, data_dir=options.data_dir))
+    with store:
+        return _print(options, plan(experiment, name, store=store, data_dir=options.data_dir))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from search.experiment import read_experiment
+    from search.names import check_run_name
+
+    experiment = read_experiment(options.experiment, options.set)
+    name = check_run_name(options.name or experiment.name)
+    if _is_new(options):
+        _check_first(options, experiment)
+    with _store(options, create=True) as store:
+        return _drive(options, store, experiment, name)
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from search.reports.common import read_run
+
+    with _store(options, create=False) as store:
+        known = read_run(store, options.name)
+        return _drive(options, store, known.experiment, options.name)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from search.reports.status import status
+
+    with _store(options, create=False) as store:
+        return _print(options, status(store, options.name))
+
+
+def _show(options: argparse.Namespace) -> int:
+    from search.reports.show import show
+
+    with _store(options, create=False) as store:
+        return _print(options, show(store, options.name, task=options.task, replica=options.replica))
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from search.reports.replay import replay
+
+    with _store(options, create=False) as store:
+        return _print(options, replay(store, options.name, options.margin))
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from search.audit import verify
+
+    with _store(options, create=False) as store:
+        report = verify(store, options.name, data_dir=options.data_dir, note=_note if sys.stderr.isatty() else _hush)
+    _print(options, report)
+    return 0 if report["sound"] else Damage.exit_code
+
+
+def _delete(options: argparse.Namespace) -> int:
+    from search.reports.common import find_row
+
+    name = options.name
+    with _store(options, create=False) as store:
+        row = find_row(store, name)
+        if options.yes is None:
+            _note(f"This removes run {name} for good: its studies, its rows and the tensors in {row.artifacts}.")
+            print("Type the run's name to go on: ", end="", file=sys.stderr, flush=True)
+        typed = sys.stdin.readline().strip() if options.yes is None else options.yes
+        if typed != name:
+            raise BadInput(f"{typed!r} is not {name!r}: nothing was deleted")
+        removed = store.delete(name)
+    report = {"run": name, "studies": removed.studies, "rows": removed.rows, "artifacts": removed.artifacts}
+    return _print(options, report, "deleted")
+
+
+def _drive(options: argparse.Namespace, store: "Store", experiment: "Experiment", name: str) -> int:
+    from search.driver import run_experiment
+    from search.reports.final import final
+    from search.view import open_view
+
+    with open_view(sys.stderr) as view:
+        code = run_experiment(
+            store,
+            experiment,
+            name=name,
+            backend=options.backend,
+            address=options.address,
+            data_dir=options.data_dir,
+            allow_missing=options.allow_missing,
+            view=view,
+        )
+    if code == 0:
+        _print(options, final(store, name), "final")
+    return code
+
+
+def _print(options: argparse.Namespace, report: Mapping[str, Any], table: str | None = None) -> int:
+    if options.format == "json":
+        print(json.dumps(report, indent=2, allow_nan=False))
+        return 0
+    from search.tables import TABLES, print_table
+
+    print_table(TABLES[table or options.command](report), sys.stdout)
+    return 0
+
+
+def _print_resolved(options: argparse.Namespace, experiment: "Experiment") -> None:
+    data = experiment.to_json()
+    if options.format == "json":
+        print(json.dumps(data, indent=2))
+    else:
+        import yaml
+
+        print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=None), end="")
+
+
+_COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "experiments": _experiments,
+    "plan": _plan,
+    "run": _run,
+    "resume": _resume,
+    "status": _status,
+    "show": _show,
+    "replay": _replay,
+    "verify": _verify,
+    "delete": _delete,
+}
+
+
+# Where the records are
+
+
+def _url(options: argparse.Namespace) -> str:
+    if options.storage is not None:
+        return str(options.storage)
+    if options.storage_file is not None:
+        return _first_line(options.storage_file)
+    return os.environ.get(STORAGE_VARIABLE) or DEFAULT_STORAGE
+
+
+def _first_line(file: str) -> str:
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise BadInput(f"--storage-file {file}: {error.strerror}; give a file whose first line is the URL") from None
+    except UnicodeDecodeError:
+        raise BadInput(f"--storage-file {file}: this is not text; give a file whose first line is the URL") from None
+    url = lines[0].strip() if lines else ""
+    if not url:
+        raise BadInput(f"--storage-file {file}: its first line is empty; write the database's URL there")
+    return url
+
+
+def _store(options: argparse.Namespace, *, create: bool) -> "Store":
+    from search.store import open_store
+
+    return open_store(_url(options), getattr(options, "artifacts", None), create=create)
+
+
+def _existing(options: argparse.Namespace) -> "Store | None":
+    """The store, or None where the first run would make it."""
+    from search.database import Database
+    from search.ledger import has_tables
+    from search.store import Store
+
+    if _is_new(options):
+        return None
+    database = Database(_url(options), create=False)
+    return Store(database) if has_tables(database) else None
+
+
+def _is_new(options: argparse.Namespace) -> bool:
+    """Whether the database is a file that is not there yet."""
+    scheme, _, file = _url(options).partition(":///")
+    return scheme in ("sqlite", "sqlite+pysqlite") and bool(file) and not Path(file).exists()
+
+
+def _check_first(options: argparse.Namespace, experiment: "Experiment") -> None:
+    """What the driver would refuse is refused here, before a new database is made for nothing."""
+    from clnp.tasks import dataset_sha256
+    from search.artifacts import Artifacts
+    from search.machine import form_pool, this_machine
+
+    if options.artifacts is not None:
+        Artifacts(options.artifacts)
+    dataset_sha256(experiment.tasks.dataset, options.data_dir)
+    if options.address is None:
+        form_pool(experiment, [this_machine()])

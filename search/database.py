@@ -1,0 +1,348 @@
+"""The database: engine, pragmas, retries, and the one place that knows its password."""
+
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from sqlalchemy import URL, ColumnElement, Connection, Engine, create_engine, event, literal_column, make_url, select
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError, ProgrammingError
+
+from search.errors import BadInput, Damage, SearchError, Unavailable
+
+__all__ = ["Database"]
+
+Result = TypeVar("Result")
+
+_SUPPORTED = "supported are sqlite:///FILE and postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
+_SECRET_OPTIONS = ("password", "sslpassword")
+
+# Seconds that SQLite waits for a lock before the retries take over: a signal is answered between them.
+_BUSY_TIMEOUT = 3.0
+
+# A server's host that vanishes would else hold a write for two hours (the kernel's keep-alive).
+_POSTGRES_CONNECT = {
+    "connect_timeout": 4,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+
+_SQLITE_PASSING = {5, 6, 10, 13, 15}  # BUSY, LOCKED, IOERR, FULL, PROTOCOL: time may mend them
+_SQLITE_REFUSED = {3, 8, 14, 23}  # PERM, READONLY, CANTOPEN, AUTH
+_SQLITE_DAMAGED = {11, 26}  # CORRUPT, NOTADB
+
+_NOW = {
+    "sqlite": "((julianday('now') - 2440587.5) * 86400.0)",
+    "postgresql": "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)",
+}
+
+
+class Database:
+    """A database that can be reached: SQLite or PostgreSQL, shared with Optuna's own tables.
+
+    It holds credentials: it cannot be pickled, and :attr:`url`, ``repr`` and every message show none.
+
+    Args:
+        url: ``sqlite:///FILE`` or ``postgresql+psycopg://USER:PASSWORD@HOST/DATABASE`` (``postgresql://`` means the
+            same). A SQLite path becomes absolute.
+        create: Whether a missing SQLite file is made. Without it nothing is written before somebody writes.
+        patience: Seconds for which :meth:`retry` tries again.
+        on_outage: Told once an outage that the database cannot be reached and is tried again.
+
+    Raises:
+        BadInput: A malformed URL, an unknown or missing driver, a file, folder, server or database that is missing,
+            refuses or is something else.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        create: bool = True,
+        patience: float = 60.0,
+        on_outage: Callable[[str], None] | None = None,
+    ) -> None:
+        self._address, secrets = _parse(url)
+        self.dialect: Literal["sqlite", "postgresql"] = _dialect(self._address)
+        self.url = self._address.render_as_string(hide_password=True)
+        self.on_outage = on_outage
+        self._secrets = [text for text in (self._address.password, *secrets.values()) if text]
+        self._patience = patience
+        self._hurried = threading.Event()
+        self._outage = threading.Lock()
+        self._announced = False
+        if self.dialect == "sqlite":
+            _check_file(self._address, create)
+            self._connect_args: dict[str, Any] = {"timeout": _BUSY_TIMEOUT}
+        else:
+            self._connect_args = {**_POSTGRES_CONNECT, **secrets}
+        self.engine = self._make_engine(create)
+        self._reach()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} holds database credentials and cannot be pickled")
+
+    @property
+    def path(self) -> Path | None:
+        """The SQLite file, or None on a server."""
+        return Path(str(self._address.database)) if self.dialect == "sqlite" else None
+
+    @property
+    def now(self) -> ColumnElement[float]:
+        """The database's clock as an SQL expression: seconds since 1970."""
+        return literal_column(_NOW[self.dialect])
+
+    def clock(self, connection: Connection) -> float:
+        """The database's clock: seconds since 1970. Drivers on several hosts agree on it."""
+        return float(connection.execute(select(self.now)).scalar_one())
+
+    def rdb_storage(self) -> RDBStorage:
+        """Optuna's storage on this database; its tables are made where they are missing.
+
+        Raises:
+            BadInput: The tables belong to another version of Optuna.
+            Unavailable: See :meth:`retry`.
+        """
+        # Optuna runs str.format over the URL.
+        url = self._address.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+        arguments = {"pool_pre_ping": True, "hide_parameters": True, "connect_args": self._connect_args}
+        try:
+            return self.build(lambda: RDBStorage(url, engine_kwargs=dict(arguments)))
+        except RuntimeError as error:
+            raise BadInput(f"Optuna's tables in {self.url} do not fit the Optuna installed here: {error}") from None
+
+    def retry(self, work: Callable[[], Result]) -> Result:
+        """What ``work`` returns, tried again with growing pauses while the database is busy or away.
+
+        ``work`` must bear being run again after it succeeded unnoticed: a commit whose answer is lost looks like one
+        that failed.
+
+        Raises:
+            Unavailable: The database could not be reached for as long as the patience lasts.
+            Damage, BadInput: The database file is damaged, or may not be read or written.
+        """
+        began = time.monotonic()
+        pause = 0.05
+        while True:
+            try:
+                result = work()
+            except (DBAPIError, StorageInternalError) as error:
+                cause = _cause(error)
+                if not _passes(cause):
+                    raise self._translate(cause) or error from None
+                waited = time.monotonic() - began
+                if waited >= self._patience or self._hurried.is_set():
+                    raise Unavailable(
+                        f"{self.url} could not be used for {waited:.0f} s: {self.redact(cause)}; "
+                        "nothing that was recorded is lost, the same command continues"
+                    ) from None
+                if waited > 1:
+                    self._announce(cause)
+                self.pause(pause)
+                pause = min(2 * pause, 5.0)
+            else:
+                with self._outage:
+                    self._announced = False
+                return result
+
+    def build(self, work: Callable[[], Result]) -> Result:
+        """Like :meth:`retry`, for making tables: of two processes that make the same ones, one finds them made."""
+        for _ in range(4):
+            try:
+                return self.retry(work)
+            except (OperationalError, ProgrammingError, IntegrityError):
+                self.pause(0.2)
+            except StorageInternalError as error:
+                if not isinstance(_cause(error), OperationalError | ProgrammingError | IntegrityError):
+                    raise
+                self.pause(0.2)
+        return self.retry(work)
+
+    def pause(self, seconds: float) -> bool:
+        """Sleep; False, at once, when nobody wants to wait any longer (:meth:`hurry`)."""
+        return not self._hurried.wait(seconds)
+
+    def hurry(self) -> None:
+        """Wait for nothing from now on: a write that fails is given up at once. For a driver that was told to end."""
+        self._hurried.set()
+
+    def redact(self, text: object) -> str:
+        """The first line of an error's text, without any password."""
+        if isinstance(text, DBAPIError):
+            text = text.orig
+        line = next(iter(str(text).strip().splitlines()), "")
+        for secret in self._secrets:
+            line = line.replace(secret, "***")
+        return line
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        self.engine.dispose()
+
+    def _announce(self, cause: BaseException) -> None:
+        with self._outage:
+            if self._announced:
+                return
+            self._announced = True
+        if self.on_outage is not None:
+            self.on_outage(f"{self.url} cannot be used ({self.redact(cause)}); trying for {self._patience:.0f} s")
+
+    def _translate(self, error: BaseException) -> SearchError | None:
+        code = _sqlite_code(error)
+        if code in _SQLITE_DAMAGED:
+            return Damage(f"{self.path} is not a sound SQLite database: {self.redact(error)}")
+        if code in _SQLITE_REFUSED:
+            return BadInput(f"{self.path} cannot be used: {self.redact(error)}; check the rights of file and folder")
+        return None
+
+    def _make_engine(self, create: bool) -> Engine:
+        try:
+            engine = create_engine(
+                self._address, pool_pre_ping=True, hide_parameters=True, connect_args=self._connect_args
+            )
+        except ImportError:
+            raise BadInput(
+                f"{self.url} needs the driver psycopg, which is not installed: pip install 'clnp-search[postgres]'"
+            ) from None
+        if self.dialect == "sqlite":
+
+            @event.listens_for(engine, "connect")
+            def _pragmas(connection: Any, _: object) -> None:
+                cursor = connection.cursor()
+                cursor.execute("PRAGMA foreign_keys = ON")
+                if create:
+                    # Kept in the file: readers and Optuna's connections find it set.
+                    cursor.execute("PRAGMA journal_mode = WAL")
+                cursor.close()
+
+        return engine
+
+    def _reach(self) -> None:
+        def look() -> None:
+            with self.engine.connect() as connection:
+                if self.dialect == "sqlite":
+                    connection.exec_driver_sql("SELECT count(*) FROM sqlite_master")
+
+        if self.dialect == "sqlite":
+            try:
+                self.retry(look)
+            except Damage as error:
+                raise BadInput(str(error)) from None
+        else:
+            try:
+                look()
+            except DBAPIError as error:
+                raise BadInput(self._unreachable(self.redact(error))) from None
+
+    def _unreachable(self, text: str) -> str:
+        if "authentication failed" in text or "no password supplied" in text:
+            return f"{self.url} refuses the user or the password: {text}"
+        if f'database "{self.redact(self._address.database)}" does not exist' in text:
+            return f"{self.url}: there is no such database; make it with: createdb {self._address.database}"
+        return f"{self.url} cannot be reached: {text}; is the server running, and are host and port right?"
+
+
+def _parse(text: str) -> tuple[URL, dict[str, str]]:
+    """The URL, and what its query part keeps secret: that travels as connection arguments, which nothing shows."""
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise BadInput(f"{_masked(text)!r} is not a database URL; {_SUPPORTED}") from None
+    if "@" in (url.host or ""):
+        raise BadInput(f"{_masked(text)!r} is not a database URL: write an '@' in a password as %40")
+    secrets = {key: str(url.query[key]) for key in _SECRET_OPTIONS if key in url.query}
+    url = url.difference_update_query(_SECRET_OPTIONS)
+    if url.drivername in ("postgres", "postgresql"):
+        url = url.set(drivername="postgresql+psycopg")
+    if url.drivername == "sqlite":
+        url = url.set(drivername="sqlite+pysqlite")
+    if url.drivername == "sqlite+pysqlite":
+        return _parse_sqlite(url), {}
+    return url, secrets
+
+
+def _parse_sqlite(url: URL) -> URL:
+    name = url.database
+    if not name or name == ":memory:":
+        raise BadInput("a run needs a database that outlives it: give sqlite:///FILE instead of one in memory")
+    if name.startswith("file:") or "uri" in url.query:
+        raise BadInput(f"{url!s}: SQLite's own file: URIs are not supported; give sqlite:///FILE")
+    return url.set(database=os.path.abspath(name))
+
+
+def _dialect(url: URL) -> Literal["sqlite", "postgresql"]:
+    if url.drivername == "sqlite+pysqlite":
+        return "sqlite"
+    if url.drivername == "postgresql+psycopg":
+        if not url.database:
+            raise BadInput(f"{url.render_as_string()} names no database; {_SUPPORTED}")
+        return "postgresql"
+    shown = url.render_as_string(hide_password=True)
+    if url.get_backend_name() in ("mysql", "mariadb"):
+        raise BadInput(f"{shown}: MySQL and MariaDB are not supported; {_SUPPORTED}")
+    raise BadInput(f"{shown}: unknown driver {url.drivername!r}; {_SUPPORTED}")
+
+
+def _masked(text: str) -> str:
+    """A text that should have been a URL, without what may be a password in it."""
+    scheme = re.match(r"[A-Za-z0-9+]*:?/*", text)
+    head = scheme.group() if scheme else ""
+    rest = text[len(head) :]
+    if "@" in rest:
+        rest = "***@" + rest.rpartition("@")[2]
+    elif ":" in rest:
+        rest = rest.partition(":")[0] + ":***"
+    return head + re.sub(r"(password=)[^&]*", r"\1***", rest)
+
+
+def _check_file(url: URL, create: bool) -> None:
+    path = Path(str(url.database))
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder; give the path of a database file in it")
+    if not path.parent.is_dir():
+        raise BadInput(f"the folder {path.parent} does not exist; make it, or give another --storage")
+    if not path.exists():
+        if not create:
+            raise BadInput(f"there is no database at {path}; `clnp-search run` makes one, --storage names another")
+        if not _allowed(path.parent, os.W_OK | os.X_OK):
+            raise BadInput(f"no permission to make {path.name} in {path.parent}; give another --storage")
+    elif not _allowed(path, os.R_OK | os.W_OK if create else os.R_OK):
+        raise BadInput(f"no permission to {'write' if create else 'read'} {path}; give another --storage")
+    elif create and not _allowed(path.parent, os.W_OK | os.X_OK):
+        raise BadInput(f"no permission to write in {path.parent}, where SQLite keeps its log beside {path.name}")
+
+
+def _allowed(path: Path, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The database's own error: Optuna wraps it."""
+    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        return error.__cause__
+    return error
+
+
+def _sqlite_code(error: BaseException) -> int | None:
+    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
+    return None if code is None else int(code) & 0xFF
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether time may mend an error: a lock, a deadlock, a server that is away."""
+    if not isinstance(error, DBAPIError):
+        return False
+    code = _sqlite_code(error)
+    if code is not None:
+        return code in _SQLITE_PASSING
+    return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)

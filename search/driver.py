@@ -1,0 +1,269 @@
+"""A run from start to end: checks, lease, backend, signals."""
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NoReturn
+
+from clnp.errors import DataUnavailable
+from search.errors import BadInput, SearchError
+from search.experiment import Experiment, differences
+from search.machine import Pool
+from search.names import check_run_name
+from search.run import Run
+from search.signals import Signals
+from search.store import AttemptRow, RunRow, Store, Writer
+from search.versions import changes, describe
+from search.view import View
+
+if TYPE_CHECKING:
+    from search.backends.live import LiveBackend
+
+__all__ = ["BackendName", "run_experiment"]
+
+BackendName = Literal["tune", "inline"]
+
+_GRACE = 4.0
+"""Seconds from a signal to the end of the process, whatever still runs."""
+
+_POLL = 0.1
+
+
+def run_experiment(
+    store: Store,
+    experiment: Experiment,
+    *,
+    name: str,
+    backend: BackendName = "tune",
+    address: str | None = None,
+    data_dir: str | None = None,
+    allow_missing: bool = False,
+    view: View,
+) -> int:
+    """Run an experiment to its end, or continue the run of that name; a finished one is left as it is.
+
+    The first SIGINT or SIGTERM gives back the jobs that run, releases the lease, prints the command that continues and
+    ends the process with 130 or 143 within 5 seconds: by ``os._exit``, since neither training nor Ray can be
+    interrupted. A second one leaves at once.
+
+    Args:
+        store: Where the records are.
+        experiment: Resolved.
+        name: Of the run.
+        backend: ``"tune"``: workers of Ray Tune; ``"inline"``: one job after another in this process.
+        address: Of a Ray cluster that runs; None: one of our own on this machine.
+        data_dir: Where data sets lie.
+        allow_missing: Commit without cells that were lost more often than the retries allow.
+        view: Told what happens; entered, and in the end left, by who calls.
+
+    Returns:
+        0: every task is committed.
+
+    Raises:
+        BadInput: The name cannot be one, the data are missing, or the run of that name is another: nothing was started.
+        Held: Another live driver has the run.
+        SearchError: Why the run stopped; its row keeps the reason.
+    """
+    check_run_name(name)
+    attempt = _Attempt(store, experiment, name, backend, address, data_dir, allow_missing, view)
+    executor = ThreadPoolExecutor(1, thread_name_prefix="driver")
+    # On a thread of its own: this one, the main one, stays free to see signals, whatever the other waits for.
+    with Signals() as signals:
+        future = executor.submit(attempt.run)
+        while not wait((future,), _POLL).done and signals.received is None:
+            pass
+        if signals.received is not None:
+            attempt.interrupt()
+            wait((future,), _GRACE - 1.0)
+            _leave(attempt, f"interrupted; continue with: {attempt.command}", signals.exit_code)
+    executor.shutdown()
+    error = future.exception()
+    if attempt.abandoned and isinstance(error, SearchError):
+        _leave(attempt, f"clnp-search: {error}", error.exit_code)
+    if error is not None:
+        raise error
+    return 0
+
+
+def _leave(attempt: "_Attempt", text: str, code: int) -> NoReturn:
+    """End the process without waiting for the threads and processes that still work on jobs."""
+    attempt.view.__exit__(None, None, None)
+    print(text, file=sys.stderr)
+    attempt.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@dataclass(eq=False)
+class _Attempt:
+    """One driver's try at a run."""
+
+    store: Store
+    experiment: Experiment
+    name: str
+    kind: BackendName
+    address: str | None
+    data_dir: str | None
+    allow_missing: bool
+    view: View
+    interrupted: bool = False
+    backend: "LiveBackend | None" = None
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the backend left jobs running."""
+        return self.backend is not None and self.backend.stop.is_set()
+
+    @property
+    def command(self) -> str:
+        """What continues this run. A URL whose password is not shown cannot be given: its option is only named."""
+        words = ["clnp-search", "resume", self.name]
+        if self.store.database.path != Path("clnp-search.db").absolute():
+            words += ["--storage", "…" if "***" in self.store.url else self.store.url]
+        for option, value in (("--data-dir", self.data_dir), ("--address", self.address)):
+            words += [option, value] if value is not None else []
+        words += ["--backend", "inline"] if self.kind == "inline" else []
+        words += ["--allow-missing"] if self.allow_missing else []
+        return " ".join(word if word == "…" else shlex.quote(word) for word in words)
+
+    def interrupt(self) -> None:
+        """Ask for the end. Called from another thread."""
+        self.interrupted = True
+        self.store.database.hurry()
+        if self.backend is not None:
+            self.backend.stop.set()
+
+    def kill(self) -> None:
+        """End what the backend started, at once."""
+        if self.backend is not None:
+            self.backend.kill()
+
+    def run(self) -> None:
+        """Check, take the run, and work on it until it is over."""
+        row = self.store.run(self.name)
+        with self._make_backend() as backend:
+            data = self._check_data(row)
+            if row is not None and row.state == "finished" and not self._grows(row):
+                self.view.note(f"run {self.name} is finished already")
+                return
+            pool = backend.form_pool(self.experiment)
+            before = self.store.attempts(self.name)
+            versions = {**describe("ray", "optuna"), "device": pool.device, "threads": str(pool.cpu)}
+            with self.store.take(
+                self.name,
+                experiment_json=self.experiment.to_json(),
+                data=data,
+                versions=versions,
+                wait=self.view.note,
+                layers=self.experiment.layer_names,
+            ) as writer:
+                self._check_again(writer, data)
+                self._tell_changes(writer, before, versions)
+                self._work(backend, writer, pool)
+
+    @contextlib.contextmanager
+    def _make_backend(self) -> "Iterator[LiveBackend]":
+        """The backend, which may begin to import Ray while the run is checked; closed in the end."""
+        if self.kind == "tune":
+            from search.backends.tune import Tune
+
+            backend: LiveBackend = Tune(self.address)
+        else:
+            if self.address is not None:
+                raise BadInput(f"--address {self.address}: the inline backend joins no cluster; leave one of them out")
+            from search.backends.inline import Inline
+
+            backend = Inline()
+        self.backend = backend
+        if self.interrupted:
+            backend.stop.set()
+        try:
+            yield backend
+        finally:
+            backend.close()
+
+    def _check_data(self, row: RunRow | None) -> str:
+        """The SHA-256 of the data set.
+
+        Raises:
+            BadInput: It cannot be read, or the run of that name is another.
+        """
+        from clnp.tasks import dataset_sha256
+
+        try:
+            data = dataset_sha256(self.experiment.tasks.dataset, self.data_dir)
+        except DataUnavailable as error:
+            raise BadInput(str(error)) from error
+        if row is not None:
+            self._refuse_other(row, data)
+        return data
+
+    def _refuse_other(self, row: RunRow, data: str) -> None:
+        found = differences(Experiment.from_json(row.experiment), self.experiment, row.data, data)
+        if found:
+            lines = "\n".join(f"  {line}" for line in found)
+            raise BadInput(
+                f"run {self.name} is there and is another; change it back, or give --name NEW for a new one:\n{lines}"
+            )
+
+    def _grows(self, row: RunRow) -> bool:
+        old = Experiment.from_json(row.experiment)
+        return (old.tasks.count, old.replicas) != (self.experiment.tasks.count, self.experiment.replicas)
+
+    def _check_again(self, writer: Writer, data: str) -> None:
+        """Once the lease is taken nobody else changes the run; before, another driver may have."""
+        row = self.store.run(self.name)
+        if row is None:
+            raise BadInput(f"run {self.name} was deleted just now")
+        self._refuse_other(row, data)
+        if row.experiment != self.experiment.to_json():
+            writer.update_run(self.experiment.to_json())
+
+    def _tell_changes(self, writer: Writer, before: list[AttemptRow], versions: dict[str, str]) -> None:
+        """Say and record what differs from the last attempt: bits may differ with it."""
+        found = changes(before[-1].versions, versions) if before else []
+        if found:
+            text = f"since the last attempt: {'; '.join(found)}"
+            writer.note(text)
+            self.view.note(text)
+
+    def _work(self, backend: "LiveBackend", writer: Writer, pool: Pool) -> None:
+        """Have the jobs done, and write down how the run ended.
+
+        Raises:
+            SearchError: Why it stopped.
+        """
+        from search.worker import WorkerSettings, build_sequence
+
+        backend.start(pool, WorkerSettings(writer.artifacts.location, self.data_dir, pool.device, pool.cpu))
+        worker = self.experiment.worker.model_copy(update={"gpu": pool.gpu})
+        run = Run(
+            # With what gpu: auto became, since the stacks go by it.
+            self.experiment.model_copy(update={"worker": worker}),
+            writer,
+            self.store.history(self.name),
+            data=lambda replica, task: build_sequence(self.experiment, replica, self.data_dir).sha256(task),
+            workers=pool.workers,
+            allow_missing=self.allow_missing,
+            on_event=self.view.event,
+        )
+        self.view.watch(self.name, run.snapshot)
+        try:
+            backend.execute(run)
+        finally:
+            run.give_back()
+        if run.stopped is not None:
+            # The error that stopped the run is worth more than one of writing it down.
+            with contextlib.suppress(SearchError):
+                writer.finish("stopped", str(run.stopped))
+            raise run.stopped
+        if run.finished:
+            writer.finish("finished")
+        elif self.interrupted:
+            writer.release("interrupted")

@@ -1,0 +1,202 @@
+"""The kinds of value an experiment file holds, each with its own words for what is wrong with another."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from search.names import RUN_NAME_RULE, is_run_name
+from search.yaml_file import Path
+
+__all__ = [
+    "Auto",
+    "Count",
+    "Flag",
+    "Gpus",
+    "LearningRate",
+    "LayerAlpha",
+    "Margin",
+    "Momentum",
+    "Natural",
+    "OrAuto",
+    "RunName",
+    "Share",
+    "Text",
+    "choice",
+    "listed",
+    "refusal",
+    "refuse",
+]
+
+Auto = Literal["auto"]
+
+
+def refusal(mend: str) -> PydanticCustomError:
+    """What a validator raises: ``mend`` says what to write instead. The message names the value."""
+    return PydanticCustomError("mend", "{mend}", {"mend": mend})
+
+
+def refuse(problems: Iterable[tuple[Path, object, str]]) -> None:
+    """Raise all ``(path, value found, how to mend it)`` at once, if there are any, from within a validator."""
+    details = [InitErrorDetails(type=refusal(mend), loc=path, input=found) for path, found, mend in problems]
+    if details:
+        raise ValidationError.from_exception_data("experiment", details)
+
+
+def _number(value: object, mend: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise refusal(mend)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise refusal(f"that is not a finite number: {mend}")
+    return number + 0.0  # -0.0 becomes 0.0
+
+
+def _real(mend: str, fits: Callable[[float], bool]) -> BeforeValidator:
+    def read(value: object) -> float:
+        number = _number(value, mend)
+        if not fits(number):
+            raise refusal(mend)
+        return number
+
+    return BeforeValidator(read)
+
+
+_TOO_LARGE = 2**63
+
+
+def _is_whole(value: object, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value < _TOO_LARGE
+
+
+def _whole(low: int) -> BeforeValidator:
+    def read(value: object) -> object:
+        if not _is_whole(value, low):
+            large = isinstance(value, int) and value >= _TOO_LARGE
+            raise refusal(
+                "it is too large: give one below 2**63" if large else f"give a whole number of at least {low}"
+            )
+        return value
+
+    return BeforeValidator(read)
+
+
+Count = Annotated[int, Field(ge=1), _whole(1)]
+Natural = Annotated[int, Field(ge=0), _whole(0)]
+Share = Annotated[
+    float, Field(gt=0, lt=1), _real("give a share of the training set, above 0 and below 1", lambda x: 0 < x < 1)
+]
+LearningRate = Annotated[float, Field(gt=0), _real("give a number above 0", lambda x: x > 0)]
+Momentum = Annotated[
+    float, Field(ge=0, lt=1), _real("give a number from 0 up to, not including, 1", lambda x: 0 <= x < 1)
+]
+
+
+def _one_or_more(mend: str, wrong: str, fits: Callable[[float], bool]) -> BeforeValidator:
+    def read(value: object) -> object:
+        several = list(value) if isinstance(value, list | tuple) else None
+        numbers = [_number(one, mend) for one in ([value] if several is None else several)]
+        if not all(map(fits, numbers)):
+            raise refusal(f"{wrong}: {mend}")
+        return numbers[0] if several is None else numbers
+
+    return BeforeValidator(read)
+
+
+_Alpha = Annotated[float, Field(ge=0)]
+LayerAlpha = Annotated[
+    _Alpha | tuple[_Alpha, ...],
+    _one_or_more(
+        "give a number of at least 0, or a list of them, one a layer",
+        "a negative α would make weights grow",
+        lambda alpha: alpha >= 0,
+    ),
+]
+"""α for all layers, or one a layer, the output layer's last."""
+
+_Percent = Annotated[float, Field(ge=0, le=100)]
+Margin = Annotated[
+    _Percent | tuple[_Percent, ...],
+    _one_or_more(
+        "give a number of them, or a list with one a task",
+        "a margin is 0 to 100 percentage points",
+        lambda margin: 0 <= margin <= 100,
+    ),
+]
+
+
+def _or_auto(value: object) -> object:
+    if value != "auto" and not _is_whole(value, 1):
+        raise refusal("give auto, or a whole number of at least 1")
+    return value
+
+
+OrAuto = Annotated[Auto | Annotated[int, Field(ge=1)], BeforeValidator(_or_auto)]
+
+
+def _gpus(value: object) -> object:
+    mend = "give auto, 0, a share of one GPU such as 0.5, or a whole number of them"
+    if value == "auto":
+        return value
+    number = _number(value, mend)
+    if number < 0 or (number > 1 and not number.is_integer()):
+        raise refusal(mend)
+    return number
+
+
+Gpus = Annotated[Auto | Annotated[float, Field(ge=0)], BeforeValidator(_gpus)]
+
+
+def _flag(value: object) -> object:
+    if not isinstance(value, bool):
+        raise refusal("give true or false")
+    return value
+
+
+Flag = Annotated[bool, BeforeValidator(_flag)]
+
+
+def _text(value: object) -> object:
+    if not isinstance(value, str):
+        raise refusal("give text; put it in quotes if it reads as something else")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+
+
+def _run_name(value: object) -> object:
+    if not isinstance(value, str) or not is_run_name(value):
+        raise refusal(RUN_NAME_RULE)
+    return value
+
+
+RunName = Annotated[str, Field(min_length=1, max_length=100), BeforeValidator(_run_name)]
+
+
+def choice(options: Any) -> BeforeValidator:
+    """One of the words of a ``Literal``."""
+    words = get_args(options)
+
+    def read(value: object) -> object:
+        if not isinstance(value, str) or value not in words:
+            raise refusal(f"give {words[0]}" if len(words) == 1 else f"give {', '.join(words[:-1])} or {words[-1]}")
+        return value
+
+    return BeforeValidator(read)
+
+
+def listed(what: str) -> BeforeValidator:
+    """A list with at least one entry."""
+
+    def read(value: object) -> object:
+        if not isinstance(value, list | tuple) or not value:
+            raise refusal(f"give a list of {what}, at least one")
+        return value
+
+    return BeforeValidator(read)

@@ -1,0 +1,141 @@
+"""The cells of a task, the stacks that they form, and what to think twice about before they are trained."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from search.experiment import Experiment
+from search.records import Cell
+from search.sections import spread
+
+__all__ = ["cells", "expected_share", "stacks", "warnings"]
+
+_LARGE = 200_000
+"""Weights from which a network alone keeps a CPU core busy. Measured on 2 cores: a loop over the members took
+4.25 times as long as their stack for 64-128-128-10 (26 thousand weights), and 1.35 times for 784-400-400-10 (478
+thousand), where a process a core and member was faster than either."""
+
+_MOST = 32
+"""Members of a stack that auto forms: a lost worker loses no more, and a GPU's memory holds them."""
+
+
+def cells(experiment: Experiment, task: int, first_winner: Cell | None = None) -> tuple[Cell, ...]:
+    """The grid of a task: every α with every learning rate, in the order of the file, α first (Sec. 2.2).
+
+    Args:
+        experiment: A single α of it goes for all layers.
+        task: From 0.
+        first_winner: The cell that won task 0 of this replica. Needed for a later task under ``after_first: winner``.
+
+    Raises:
+        ValueError: ``first_winner`` is needed and not given.
+    """
+    if task > 0 and experiment.grid.after_first == "winner":
+        if first_winner is None:
+            raise ValueError(f"task {task} has the first task's winner for its grid; give it as first_winner")
+        return (Cell(0, first_winner.alpha, first_winner.learning_rate),)
+    layers = len(experiment.layer_names)
+    axes = itertools.product(*experiment.grid.axes(task))
+    return tuple(Cell(index, spread(alpha, layers), rate) for index, (alpha, rate) in enumerate(axes))
+
+
+def stacks(
+    experiment: Experiment, cells: Sequence[Cell], *, workers: int, gpu: bool = False
+) -> tuple[tuple[int, ...], ...]:
+    """Which cells, by index, train as one: neighbours in the grid, in stacks whose sizes differ by one at most.
+
+    ``worker.cells`` is the size of the largest. Under auto a network of 200,000 weights or more trains alone on a CPU;
+    else there are as many stacks as workers for each replica, more where a stack would exceed 32 cells.
+
+    Args:
+        experiment: Gives ``worker``, the size of the network and the replicas.
+        cells: Those of one task.
+        workers: How many workers the run has.
+        gpu: Whether ``worker.gpu: auto`` became a GPU.
+    """
+    wanted, gpus = experiment.worker.cells, experiment.worker.gpu
+    on_gpu = gpu if gpus == "auto" else gpus > 0
+    if wanted != "auto":
+        count = math.ceil(len(cells) / wanted)
+    elif experiment.weights >= _LARGE and not on_gpu:
+        count = len(cells)
+    else:
+        count = max(math.ceil(workers / experiment.replicas), math.ceil(len(cells) / _MOST))
+    count = min(count, len(cells))
+    bounds = [len(cells) * place // count for place in range(count + 1)]
+    return tuple(tuple(cell.index for cell in cells[start:end]) for start, end in itertools.pairwise(bounds))
+
+
+def expected_share(experiment: Experiment, task: int) -> float:
+    """A rule of thumb: the share of the last hidden layer that a task claims at the strongest cell of its grid.
+
+    ::
+
+        share = 1 / (1 + α · width² · epochs · learning rate / 0.16)
+
+    with the largest α of that layer and the largest learning rate, and ``epochs`` of 211 steps (MNIST in batches of
+    256). Measured on a CPU with Adam, shares claimed by a first task and, in brackets, this rule:
+
+    - 784-2000-2000-10 on MNIST, α = 1e-5, learning rate 0.002: 56 % (50) after 2 epochs, 39 (33) after 4, 29 (25) after
+      6, 20 (20) after 8, 18 (17) after 10; another seed 15 (17) after 10, 7 (9) after 20, 4 (6) after 30.
+    - 784-400-400-10 on MNIST, learning rate 0.001, 5 epochs: 92 % (95) at α = 1e-5, 60 (67) at 1e-4, 23 (17) at 1e-3.
+    - 64-128-128-10 on the digits, 660 steps: 58 % (61) at α = 1e-3 and 0.002, 35 (38) at 0.005, 26 (24) at 0.01;
+      1720 steps: 20 (19) at 1e-3 and 0.005, 12 (7) at 3e-3 and 0.005, 10 (4) at 3e-3 and 0.01.
+
+    Raises:
+        IndexError: The experiment has no task ``task``.
+    """
+    if not 0 <= task < experiment.tasks.count:
+        raise IndexError(f"there is no task {task}: the experiment has {experiment.tasks.count}, and the first is 0")
+    return 1 / (1 + _strongest_alpha(experiment, task) * _strength(experiment, task))
+
+
+def _strongest_alpha(experiment: Experiment, task: int) -> float:
+    layers = len(experiment.layer_names)
+    return max(spread(entry, layers)[-2] for entry in experiment.grid.axes(task)[0])
+
+
+def _strength(experiment: Experiment, task: int) -> float:
+    training = experiment.training
+    batches = math.ceil((experiment.sizes.train - experiment.validation_samples) / training.batch_size)
+    epochs = training.epochs * batches / 211
+    return float(experiment.widths[-1]) ** 2 * epochs * max(experiment.grid.axes(task)[1]) / 0.16
+
+
+def warnings(experiment: Experiment) -> list[str]:
+    """What to think twice about: a margin below one sample, early stopping, an α too weak to leave room for the tasks.
+
+    A line each, for people; none of them keeps a run from starting.
+    """
+    found = [*_margin_warnings(experiment), *_room_warnings(experiment)]
+    if experiment.training.early_stopping:
+        found.append(
+            "training.early_stopping is on: units go on falling silent long after the best epoch, and restoring an "
+            "early one undoes that"
+        )
+    return found
+
+
+def _margin_warnings(experiment: Experiment) -> list[str]:
+    samples = experiment.validation_samples
+    margins = {experiment.margin(task): task for task in reversed(range(experiment.tasks.count))}
+    return [
+        f"rule.margin is {float(margin):g} in task {task + 1}: {float(margin * samples / 100):g} of a validation "
+        f"sample (there are {samples}, one is {100 / samples:.2g} points), so that no accuracy is given up"
+        for margin, task in sorted(margins.items())
+        if margin * samples < 100
+    ]
+
+
+def _room_warnings(experiment: Experiment) -> list[str]:
+    """Single-head alone: there each task needs units of its own in the last hidden layer; a full one ends the run."""
+    count, last = experiment.tasks.count, experiment.tasks.count - 1
+    shares = [expected_share(experiment, task) for task in range(count)]
+    if experiment.head != "single" or sum(shares) <= 1:
+        return []
+    enough = last / _strength(experiment, last)  # the tasks share the layer evenly
+    return [
+        f"α looks too weak to leave room for {count} tasks: the largest for {experiment.layer_names[-2]} is "
+        f"{_strongest_alpha(experiment, last):g}, and by a rule of thumb a task then claims {shares[last]:.0%} of its "
+        f"{experiment.widths[-1]} units; try an α of {enough:.2g}, more epochs or a larger learning rate"
+    ]

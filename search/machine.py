@@ -1,0 +1,95 @@
+"""What there is to work with: cores and GPUs, and the pool of workers that an experiment makes of them."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from search.errors import BadInput
+from search.experiment import Experiment
+
+__all__ = ["Node", "Pool", "cores", "form_pool", "gpus", "this_machine"]
+
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine: cores and GPUs that it offers."""
+
+    cpus: int
+    gpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The workers of a run, all alike.
+
+    Attributes:
+        workers: How many jobs run at the same time.
+        device: What each trains on.
+        cpu: Cores, and so threads, of each.
+        gpu: GPUs of each; a share such as 0.5 where two workers share one.
+    """
+
+    workers: int
+    device: Literal["cpu", "cuda"]
+    cpu: int
+    gpu: float
+
+
+def cores() -> int:
+    """The CPU cores that this process may use: its affinity, or the quota of its container where that is less."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return allowed
+    return allowed if quota == "max" else max(1, min(allowed, int(quota) // int(period)))
+
+
+def gpus() -> int:
+    """The CUDA devices that this process may use."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def this_machine() -> Node:
+    """The machine that this process runs on."""
+    return Node(cores(), gpus())
+
+
+def form_pool(experiment: Experiment, nodes: Sequence[Node]) -> Pool:
+    """What ``workers`` and ``worker`` of an experiment become on these machines.
+
+    ``gpu: auto`` takes a GPU where a machine has one; ``workers: auto`` takes as many as fit. A number of workers is
+    taken as it is written, though more than there are cores only slow each other down.
+
+    Raises:
+        BadInput: No machine has what one worker needs, or they have fewer GPUs than the workers need.
+    """
+    wanted = experiment.worker
+    gpu = (1.0 if any(node.gpus for node in nodes) else 0.0) if wanted.gpu == "auto" else float(wanted.gpu)
+    fitting = sum(_fitting(node, wanted.cpu, gpu) for node in nodes)
+    if not fitting and (gpu or experiment.workers == "auto"):
+        found = "; ".join(f"{node.cpus} cores and {node.gpus} GPUs" for node in nodes) or "no machine"
+        raise BadInput(
+            f"a worker needs {wanted.cpu} cores and {gpu:g} GPUs, but there is {found}; change worker.cpu or .gpu"
+        )
+    if experiment.workers != "auto" and gpu and experiment.workers > fitting:
+        raise BadInput(
+            f"workers is {experiment.workers}, but GPUs and cores are enough for {fitting}; lower workers or worker.gpu"
+        )
+    workers = fitting if experiment.workers == "auto" else experiment.workers
+    return Pool(workers, "cuda" if gpu else "cpu", wanted.cpu, gpu)
+
+
+def _fitting(node: Node, cpu: int, gpu: float) -> int:
+    by_cores = node.cpus // cpu
+    if not gpu:
+        return by_cores
+    # A worker's share lies on one GPU, and whole GPUs are not shared.
+    by_gpus = node.gpus * int(1 / gpu + 1e-9) if gpu < 1 else int(node.gpus / gpu)
+    return min(by_cores, by_gpus)

@@ -1,0 +1,222 @@
+"""The commands, their options and their help."""
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["DEFAULT_STORAGE", "STORAGE_VARIABLE", "read_options"]
+
+DEFAULT_STORAGE = "sqlite:///clnp-search.db"
+STORAGE_VARIABLE = "CLNP_SEARCH_STORAGE"
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line says; ``command`` is the command's name.
+
+    Raises:
+        SystemExit: 0 after ``--help`` and ``--version``, 2 with a message for arguments that are not understood.
+    """
+    return _parser().parse_args(arguments)
+
+
+_ABOUT = """
+Learn a sequence of tasks with one network of fixed size and forget nothing (Continual Learning via Neural Pruning).
+For every task a grid of α and learning rates is trained; of the networks within a margin of the best the one that can
+be pruned furthest is committed, and the units that are left learn the next task. The database holds all state: the
+same command again continues a run that was cut off.
+"""
+
+_END = """
+Begin with:
+
+  clnp-search run quickstart
+
+Exit codes: 0 done; 1 something could not be reached, the same command continues; 2 bad input, nothing was started; 3
+damage; 4 another process drives the run; 5 nothing worth committing; 130 or 143 ended by Ctrl-C or SIGTERM.
+"""
+
+_EXPERIMENTS = """
+List the experiments that ship with the package, a line each. `clnp-search plan NAME --resolved` prints one in full.
+"""
+
+_PLAN = """
+Say what `run` would do on this machine; nothing is started or written. Every cell is listed with one α a layer, then
+the stacks in which cells train, the workers, the disk that is needed at most, and what the database holds under this
+name already. Warnings say where the margin is less than one validation sample and where α looks too weak to leave
+room for all tasks.
+"""
+
+_RUN = """
+Learn the tasks of an experiment, one after another. A run of the same name continues where it was; a finished one
+prints its table. Workers, retries and locations may change in between, replicas and tasks may grow; anything else is
+refused and needs another --name. Ctrl-C gives running jobs back and says how to continue; a second one leaves at
+once. At the end: the winner of every task, and every task's test accuracy measured again after each commit.
+"""
+
+_RESUME = """
+Continue a run from what the database holds: the experiment file is not needed. A run that a live process drives is left
+alone (exit code 4).
+"""
+
+_STATUS = """
+Say how far all runs are, or one: tasks and cells of every replica, what runs where and in which epoch, units left in
+each layer, the time that is left by the mean durations so far, who drives it, how the last attempt ended, and which
+versions changed between attempts.
+"""
+
+_SHOW = """
+Explain one commit: the best accuracy of the grid and the cut line under it, every cell with the point at which it
+would have been pruned, the winner with its α, learning rate and θ, its accuracies, the units claimed and free, the
+fingerprint, and where it comes from, with all that had to differ.
+"""
+
+_REPLAY = """
+Apply the rule at another margin to the records; nothing is trained. For every task: what would have been picked, what
+it would cost in accuracy and how many units it would free. Exact up to the first task that differs; the tasks after
+it are marked as given the history, since they would have trained on other free units.
+"""
+
+_VERIFY = """
+Take every commit from its bytes again: hash all artifacts, put the commits back one by one, compute every task's
+fingerprint and measure its test accuracy after each. One line says whether anything old has changed by a bit; if so,
+the exit code is 3 and the lines before it name what and which file.
+"""
+
+_DELETE = """
+Remove a run for good: its Optuna studies, its ledger rows and its artifacts together. Asks for the name to be typed.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="clnp-search", description=_ABOUT, epilog=_END, formatter_class=_Help)
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    _add(commands, "experiments", "list the shipped experiments", _EXPERIMENTS, "experiments")
+    _add_plan(commands)
+    run = _add(
+        commands,
+        "run",
+        "run an experiment, or continue it",
+        _RUN,
+        "run permuted-mnist-small --data-dir data --set replicas=3 workers=4",
+    )
+    _add_experiment(run)
+    _add_locations(run)
+    resume = _add(commands, "resume", "continue a run by its name", _RESUME, "resume quickstart")
+    _add_name(resume)
+    _add_locations(resume)
+    status = _add(commands, "status", "say how far the runs are", _STATUS, "status quickstart")
+    status.add_argument("name", metavar="NAME", nargs="?", help="a run; all of them without it")
+    show = _add(commands, "show", "explain one commit", _SHOW, "show quickstart --task 2 --replica 1")
+    _add_name(show)
+    show.add_argument("--task", type=int, metavar="T", help="from 1 (default: the last one committed)")
+    show.add_argument("--replica", type=int, metavar="R", help="from 1 (default: 1)")
+    replay = _add(commands, "replay", "try another margin on the records", _REPLAY, "replay quickstart --margin 0.5")
+    _add_name(replay)
+    replay.add_argument("--margin", required=True, metavar="M", help="percentage points of validation accuracy")
+    verify = _add(commands, "verify", "check every commit bit for bit", _VERIFY, "verify quickstart")
+    _add_name(verify)
+    _add_data(verify)
+    delete = _add(commands, "delete", "remove a run", _DELETE, "delete quickstart")
+    _add_name(delete)
+    delete.add_argument("--yes", metavar="NAME", help="the name again, instead of typing it")
+    return parser
+
+
+def _add(commands: "Commands", name: str, summary: str, text: str, example: str) -> argparse.ArgumentParser:
+    end = f"Example:\n\n  clnp-search {example}\n"
+    command = commands.add_parser(name, help=summary, description=text, epilog=end, formatter_class=_Help)
+    group = command.add_argument_group("records and output")
+    group.add_argument(
+        "--storage",
+        metavar="URL",
+        help="the database: sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE (default: what "
+        f"--storage-file names, then the variable {STORAGE_VARIABLE}, then {DEFAULT_STORAGE})",
+    )
+    group.add_argument(
+        "--storage-file",
+        metavar="FILE",
+        help="a file whose first line is that URL: keeps a password out of the process list",
+    )
+    group.add_argument("--format", choices=("table", "json"), default="table", help="how to print (default: table)")
+    return command
+
+
+def _add_plan(commands: "Commands") -> None:
+    plan = _add(commands, "plan", "say what run would do; start nothing", _PLAN, "plan quickstart --set tasks.count=10")
+    _add_experiment(plan, nargs="?")
+    plan.add_argument("--resolved", action="store_true", help="print the experiment with every default instead")
+    plan.add_argument("--schema", action="store_true", help="print the JSON schema of experiment files instead")
+
+
+def _add_name(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", metavar="NAME", help="the run's name")
+
+
+def _add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data-dir", metavar="DIR", help="where the data sets lie")
+
+
+def _add_experiment(command: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    command.add_argument(
+        "experiment", metavar="EXPERIMENT", nargs=nargs, help="a YAML file, or a shipped experiment's name"
+    )
+    command.add_argument("--name", help="the run's name (default: the experiment's)")
+    command.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="change keys of the experiment, values as in YAML: --set training.epochs=5 'grid.alpha=[1e-4, 1e-3]'",
+    )
+    if nargs:
+        _add_data(command)
+
+
+def _add_locations(command: argparse.ArgumentParser) -> None:
+    _add_data(command)
+    command.add_argument(
+        "--artifacts", metavar="DIR", help="the folder for tensors (default: clnp-search-artifacts beside the database)"
+    )
+    command.add_argument("--address", help="a Ray cluster to join (default: one of its own on this machine)")
+    command.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="commit without cells that were lost more often than the experiment's retries allow",
+    )
+    command.add_argument(
+        "--backend",
+        choices=("tune", "inline"),
+        default="tune",
+        help="tune: workers of Ray Tune (default); inline: one job after the other in this process",
+    )
+
+
+class _Help(argparse.HelpFormatter):
+    """Paragraphs are wrapped, indented lines stay as they are."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = [part.strip("\n") for part in text.split("\n\n")]
+        filled = (part if part.startswith(" ") else textwrap.fill(" ".join(part.split()), width) for part in parts)
+        return textwrap.indent("\n\n".join(filled), indent) + "\n"
+
+
+class _Version(argparse.Action):
+    """Looked up when it is asked for: the packages' metadata take a while to read."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        try:
+            version = metadata.version("clnp-search")
+        except metadata.PackageNotFoundError:
+            version = "not installed"
+        print(f"clnp-search {version}")
+        parser.exit()

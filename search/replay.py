@@ -1,0 +1,99 @@
+"""The rule at another margin, from the records alone (Promise 4): what it would have picked, cost and freed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from clnp.forgetting import Choice, Point
+from search.book import History
+from search.experiment import Experiment
+from search.records import Cell, CommitRecord
+from search.replica import pick_winner
+
+__all__ = ["Replayed", "replay"]
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """One committed task under the other margin.
+
+    Attributes:
+        outcome: ``same``: the same winner at the same θ. ``would differ``: another, and exactly this one: everything
+            before was the same. ``given the history``: a task before would differ, so this one would have trained on
+            other free units; what is said here is how its recorded trials fare.
+        winner, point: What the rule picks at the other margin.
+        best, needed: Right answers of the best trial of the grid, and the other cut line.
+        candidates: Cell indices within the other margin, unpruned.
+        cost: Validation samples that the pick has right fewer than the commit; below 0, more.
+        total: Samples of the validation split.
+        freed: Units that the pick claims fewer than the commit, one number a hidden layer; below 0, more.
+    """
+
+    replica: int
+    task: int
+    outcome: Literal["same", "would differ", "given the history"]
+    committed: Cell
+    committed_point: Point
+    winner: Cell
+    point: Point
+    best: int
+    needed: int
+    candidates: tuple[int, ...]
+    cost: int
+    total: int
+    freed: tuple[int, ...]
+
+    @property
+    def picks_same(self) -> bool:
+        """Whether winner and θ are those of the commit, whatever came before."""
+        return (self.winner.index, self.point) == (self.committed.index, self.committed_point)
+
+    @property
+    def points(self) -> float:
+        """The cost in percentage points of validation accuracy."""
+        return 100 * self.cost / self.total
+
+
+def replay(experiment: Experiment, history: History, margin: Fraction) -> list[list[Replayed]]:
+    """Select again in every committed task, replica by replica; nothing is trained.
+
+    Exact up to and including the first task of a replica whose winner or θ would differ (Sec. 2.2).
+
+    Raises:
+        clnp.errors.Damaged: A staircase is not that of its trial.
+        ValueError: The margin is not from 0 to 100 percentage points.
+    """
+    replicas = []
+    for replica in range(experiment.replicas):
+        tasks: list[Replayed] = []
+        while (commit := history.commits.get((replica, len(tasks)))) is not None:
+            records = history.cells[replica, commit.task]
+            choice = pick_winner(records, margin, experiment.rule.sparsity)
+            tasks.append(_compare(commit, choice, records[choice.winner.index].cell, tasks))
+        replicas.append(tasks)
+    return replicas
+
+
+def _compare(commit: CommitRecord, choice: Choice, winner: Cell, before: Sequence[Replayed]) -> Replayed:
+    point = choice.winner.point
+    outcome: Literal["same", "would differ", "given the history"] = "same"
+    if any(task.outcome != "same" for task in before):
+        outcome = "given the history"
+    elif (winner.index, point) != (commit.winner.index, commit.point):
+        outcome = "would differ"
+    return Replayed(
+        replica=commit.replica,
+        task=commit.task,
+        outcome=outcome,
+        committed=commit.winner,
+        committed_point=commit.point,
+        winner=winner,
+        point=point,
+        best=choice.best,
+        needed=choice.needed,
+        candidates=choice.candidates,
+        cost=commit.point.correct - point.correct,
+        total=commit.validation.total,
+        freed=tuple(was - now for was, now in zip(commit.point.claimed, point.claimed, strict=True)),
+    )

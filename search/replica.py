@@ -1,0 +1,336 @@
+"""The state machine of one replica: given the records, what is next.
+
+Pure: it reads and writes nothing, so that it can be rebuilt from what the database holds at any moment (Promise 3). A
+replica goes through its tasks in order, and through these steps in each::
+
+    Open → Train, Train, … (a stack each) → Commit → Remove (the losers' tensors) → the next task opens
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, TypeVar
+
+from clnp.errors import Damaged, NothingToCommit
+from clnp.forgetting import Choice, Sparsity, Trial, choose
+from search.book import History, Place, place
+from search.errors import Damage, Impossible, Unavailable
+from search.experiment import Experiment
+from search.grid import cells, stacks
+from search.names import cell_key
+from search.records import Cell, CellRecord, CommitJob, CommitRecord, Committed, Job, Opening, Score, StackJob
+
+__all__ = [
+    "Commit",
+    "Open",
+    "Remove",
+    "Replica",
+    "Step",
+    "Train",
+    "losers",
+    "pick_winner",
+    "place",
+]
+
+Record = TypeVar("Record")
+
+STACK_LOSSES = 2
+"""How often a stack may be lost before its cells go out one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Write down the cells of the next task and the stacks that they will train in."""
+
+    task: int
+    cells: tuple[Cell, ...]
+    stacks: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Train ``stack`` (cell indices) and take the records of ``wanted``; the others in it already have theirs."""
+
+    task: int
+    stack: tuple[int, ...]
+    wanted: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Commit the winner; ``missing`` are cells without a record, where that is allowed."""
+
+    task: int
+    choice: Choice
+    winner: Cell
+    score: Score
+    artifact: str
+    missing: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Remove these tensors (SHA-256): they belong to cells that were not committed."""
+
+    task: int
+    artifacts: tuple[str, ...]
+
+
+Step = Open | Train | Commit | Remove
+
+
+class Replica:
+    """What one replica has done, what is out with workers, and from both what is next.
+
+    Args:
+        index: From 0.
+        history: What the database holds. Nothing of it is changed.
+        workers: How many workers the run has; new tasks form their stacks by it, and by what ``worker.gpu`` became.
+        allow_missing: Commit without cells that were lost too often, instead of stopping.
+
+    Raises:
+        Damage: The history has a commit without the ones before it, or without its opening.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        experiment: Experiment,
+        history: History,
+        *,
+        workers: int,
+        allow_missing: bool = False,
+    ) -> None:
+        self.index = index
+        self.openings = _in_order(index, "opening", history.openings)
+        self.commits = _in_order(index, "commit", history.commits)
+        if not 0 <= len(self.openings) - len(self.commits) <= 1:
+            raise Damage(
+                f"replica {index + 1}: the ledger holds {len(self.openings)} openings and {len(self.commits)} commits, "
+                f"but a task opens after the commit before it; restore the database from a backup"
+            )
+        self.records = [dict(history.cells.get((index, task), {})) for task in range(len(self.openings))]
+        self._experiment = experiment
+        self._resolved = experiment.to_json()
+        self._workers = workers
+        self._allow_missing = allow_missing
+        self._out: dict[int, Train | Commit] = {}
+        self._losses = Counter(
+            (loss.kind, loss.task, tuple(loss.cells)) for loss in history.losses if loss.replica == index
+        )
+        # Losers go before the next task opens: only the last commit's removal can have been cut off.
+        self._removed = len(self.commits) - (0 if self.is_open else min(1, len(self.commits)))
+
+    @property
+    def task(self) -> int:
+        """The number of tasks committed, so also the index of the task that is open or opens next."""
+        return len(self.commits)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the task after the last commit has been opened."""
+        return len(self.openings) > len(self.commits)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every task is committed and the last one's losers are removed."""
+        return self.task == self._experiment.tasks.count and self._removed == self.task
+
+    @property
+    def reached(self) -> tuple[int, int]:
+        """How far it has come: tasks committed, and cells of the open task that have a record or are out."""
+        out = sum(len(step.wanted) for step in self._out.values() if isinstance(step, Train))
+        return self.task, (len(self.records[self.task]) if self.is_open else 0) + out
+
+    def next(self) -> Step | None:
+        """The next step, or None: there is none, or none before a job that is out has ended.
+
+        Raises:
+            Impossible: Every cell has its record, and none is worth committing.
+            Damage: A record contradicts itself.
+            Unavailable: Every cell was lost too often.
+        """
+        if self._removed < self.task:
+            return Remove(self._removed, self._losers(self._removed))
+        if self.task == self._experiment.tasks.count:
+            return None
+        if not self.is_open:
+            return self._open()
+        waiting = next(self._waiting(), None)
+        if waiting is not None or self._out:
+            return waiting
+        return self._commit()
+
+    def opened(self, opening: Opening) -> None:
+        """The opening is in the ledger."""
+        self.openings.append(opening)
+        self.records.append({})
+
+    def hand_out(self, job_id: int, step: Train | Commit) -> Job:
+        """The step as a job for a worker. It is out until it has :meth:`returned`."""
+        self._out[job_id] = step
+        opening = self.openings[step.task]
+        commits = tuple(Committed(record.task, record.artifact, record.fingerprint) for record in self.commits)
+        if isinstance(step, Train):
+            return StackJob(
+                id=job_id,
+                replica=self.index,
+                task=step.task,
+                cells=tuple(opening.cells[index] for index in step.stack),
+                commits=commits,
+                data=opening.data,
+                experiment=self._resolved,
+            )
+        return CommitJob(
+            id=job_id,
+            replica=self.index,
+            task=step.task,
+            winner=step.winner,
+            point=step.choice.winner.point,
+            artifact=step.artifact,
+            score=step.score,
+            best=step.choice.best,
+            needed=step.choice.needed,
+            candidates=step.choice.candidates,
+            missing=step.missing,
+            commits=commits,
+            data=opening.data,
+            experiment=self._resolved,
+        )
+
+    def returned(self, job: int) -> None:
+        """The job is with its worker no longer: lost, given back, or about to be taken in."""
+        del self._out[job]
+
+    def recorded(self, record: CellRecord) -> None:
+        """The cell's trial is in the database."""
+        self.records[self.task][record.cell.index] = record
+
+    def committed(self, record: CommitRecord) -> None:
+        """The commit is in the ledger: the task is finished."""
+        self.commits.append(record)
+
+    def removed(self) -> None:
+        """The losers of the last commit are gone."""
+        self._removed = self.task
+
+    def lost(self, kind: Literal["stack", "commit"], cells: tuple[int, ...], reason: str) -> None:
+        """A job of the open task was lost, and the ledger knows.
+
+        A stack lost twice falls into its cells: :meth:`next` hands them out one by one. A single cell, or a commit, is
+        tried ``retries`` times more. The count is the ledger's, so it outlives a driver that is killed; a run that
+        stopped here and is continued begins a new one.
+
+        Raises:
+            Unavailable: It was lost once more than ``retries`` allows, and it may not be missing.
+        """
+        key = (kind, self.task, cells)
+        self._losses[key] += 1
+        may_be_missing = kind == "stack" and (len(cells) > 1 or self._allow_missing)
+        if may_be_missing or self._losses[key] <= self._experiment.retries:
+            return
+        if kind == "commit":
+            what, remedy = "the commit", ""
+        else:
+            cell = self.openings[self.task].cells[cells[0]]
+            what = f"cell {cell.index} ({cell_key(cell)})"
+            remedy = "; --allow-missing commits without such a cell"
+        raise Unavailable(
+            f"{place(self.index, self.task)}: {what} was lost {self._losses[key]} times "
+            f"(retries: {self._experiment.retries}), the last time because: {reason}. "
+            f"The same command tries again{remedy}"
+        )
+
+    def _open(self) -> Open:
+        first = self.commits[0].winner if self.commits else None
+        grid = cells(self._experiment, self.task, first)
+        return Open(self.task, grid, stacks(self._experiment, grid, workers=self._workers))
+
+    def _waiting(self) -> Iterator[Train]:
+        """The stacks, and the cells on their own, that still lack records and are not out."""
+        records = self.records[self.task]
+        out = {cell for step in self._out.values() if isinstance(step, Train) for cell in step.wanted}
+        for stack in self.openings[self.task].stacks:
+            missing = [cell for cell in stack if cell not in records and cell not in out]
+            single = [cell for cell in missing if self._goes_alone(cell, stack)]
+            together = frozenset(missing).difference(single)
+            if together:
+                yield Train(self.task, stack, together)
+            for cell in single:
+                if not self._given_up(cell):
+                    yield Train(self.task, (cell,), frozenset((cell,)))
+
+    def _goes_alone(self, cell: int, stack: tuple[int, ...]) -> bool:
+        return len(stack) == 1 or self._lost_stack(stack) >= STACK_LOSSES or self._lost_stack((cell,)) > 0
+
+    def _lost_stack(self, cells: tuple[int, ...]) -> int:
+        return self._losses["stack", self.task, cells]
+
+    def _given_up(self, cell: int) -> bool:
+        return self._allow_missing and self._lost_stack((cell,)) > self._experiment.retries
+
+    def _commit(self) -> Commit:
+        records = self.records[self.task]
+        missing = tuple(cell.index for cell in self.openings[self.task].cells if cell.index not in records)
+        if not records:
+            raise Unavailable(
+                f"{place(self.index, self.task)}: every one of its {len(missing)} cells was lost more than "
+                f"{self._experiment.retries} times, so there is nothing to commit even with cells missing; "
+                f"the same command tries them again"
+            )
+        try:
+            choice = pick_winner(records, self._experiment.margin(self.task), self._experiment.rule.sparsity)
+        except NothingToCommit as error:
+            raise Impossible(
+                f"{place(self.index, self.task)}: {error}. The tasks committed so far are kept; "
+                f"change the grid and give the new run another --name"
+            ) from error
+        except Damaged as error:
+            raise Damage(f"{place(self.index, self.task)}: {error}") from error
+        record = records[choice.winner.index]
+        if record.score is None or record.artifact is None:
+            raise Damage(f"{place(self.index, self.task)}: its winner, cell {record.cell.index}, has no tensors")
+        return Commit(self.task, choice, record.cell, record.score, record.artifact, missing)
+
+    def _losers(self, task: int) -> tuple[str, ...]:
+        return losers(self._experiment.keep, self.records[task], self.commits[task])
+
+
+def pick_winner(records: Mapping[int, CellRecord], margin: Fraction, sparsity: Sparsity) -> Choice:
+    """The rule on the finished cells of one task, in grid order: from the records alone (Promise 4, Sec. 2.2).
+
+    Raises:
+        clnp.errors.NothingToCommit: None of them is worth committing.
+        clnp.errors.Damaged: A staircase is not that of its trial.
+    """
+    scored = [(records[index], score) for index in sorted(records) if (score := records[index].score) is not None]
+    return choose(
+        [Trial(record.cell.index, score.correct, record.staircase) for record, score in scored],
+        total=scored[0][1].total if scored else 0,
+        majority=max((record.majority for record, _ in scored), default=0),
+        margin=margin,
+        sparsity=sparsity,
+    )
+
+
+def losers(
+    keep: Literal["winners", "candidates", "all"], records: Mapping[int, CellRecord], commit: CommitRecord
+) -> tuple[str, ...]:
+    """The tensors of a committed task that are not kept: those of every cell but the winner, or but the candidates."""
+    if keep == "all":
+        return ()
+    kept = {commit.winner.index, *(commit.candidates if keep == "candidates" else ())}
+    needed = {commit.artifact, *(record.artifact for index, record in records.items() if index in kept)}
+    artifacts = (records[index].artifact for index in sorted(records))
+    return tuple(dict.fromkeys(artifact for artifact in artifacts if artifact and artifact not in needed))
+
+
+def _in_order(index: int, what: str, records: Mapping[Place, Record]) -> list[Record]:
+    found = sorted(task for replica, task in records if replica == index)
+    if found != list(range(len(found))):
+        raise Damage(
+            f"replica {index + 1}: the ledger holds the {what} of task {found[-1] + 1}, but not one of every task "
+            f"before it (tasks {', '.join(str(task + 1) for task in found)}); restore the database from a backup"
+        )
+    return [records[index, task] for task in found]

@@ -1,0 +1,94 @@
+"""What the reports share: a run as the database holds it, and the small pieces that they are made of."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from search.errors import BadInput
+from search.experiment import Experiment
+from search.records import Cell, CellRecord, CommitRecord, Opening, Provenance, Score
+from search.store import History, RunRow, Store
+
+__all__ = ["Known", "Report", "cell", "find_row", "layers", "provenance", "read_run", "score"]
+
+Report = dict[str, Any]
+"""A report: what JSON can hold, and no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A run as the database holds it."""
+
+    row: RunRow
+    experiment: Experiment
+    history: History
+
+    @property
+    def replicas(self) -> range:
+        return range(self.experiment.replicas)
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """The names of the layers whose units are claimed."""
+        return self.experiment.layer_names[:-1]
+
+    def commits(self, replica: int) -> list[CommitRecord]:
+        """The commits of a replica, in order."""
+        found = (record for (place, _), record in self.history.commits.items() if place == replica)
+        return sorted(found, key=lambda record: record.task)
+
+    def opening(self, replica: int, task: int) -> Opening | None:
+        return self.history.openings.get((replica, task))
+
+    def cells(self, replica: int, task: int) -> Mapping[int, CellRecord]:
+        """The finished cells of a task, by their place in the grid."""
+        return self.history.cells.get((replica, task), {})
+
+
+def find_row(store: Store, name: str) -> RunRow:
+    """The row of the run called ``name``.
+
+    Raises:
+        BadInput: There is none.
+    """
+    row = store.run(name)
+    if row is None:
+        others = ", ".join(sorted(other.name for other in store.runs()))
+        hint = f"it holds {others}" if others else "it holds no run yet"
+        raise BadInput(f"no run is called {name!r} in {store.url}; {hint}")
+    return row
+
+
+def read_run(store: Store, name: str) -> Known:
+    """The run called ``name``, whole.
+
+    Raises:
+        BadInput: There is none.
+        Damage: A row cannot be read.
+    """
+    row = find_row(store, name)
+    return Known(row, Experiment.from_json(row.experiment), store.history(name))
+
+
+def score(found: Score) -> Report:
+    return {"correct": found.correct, "total": found.total, "accuracy": found.accuracy}
+
+
+def cell(found: Cell, experiment: Experiment) -> Report:
+    """A cell with one α a named layer."""
+    alpha = dict(zip(experiment.layer_names, found.alpha, strict=True))
+    return {"cell": found.index, "alpha": alpha, "learning_rate": found.learning_rate}
+
+
+def layers(names: Sequence[str], counts: Sequence[int]) -> dict[str, int]:
+    """One number a hidden layer, by its name."""
+    return dict(zip(names, counts, strict=True))
+
+
+def provenance(found: Provenance) -> Report:
+    return {
+        "stack": list(found.stack),
+        "device": found.device,
+        "threads": found.threads,
+        "versions": dict(found.versions),
+    }

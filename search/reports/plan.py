@@ -1,0 +1,144 @@
+"""What an experiment would do on this machine: nothing is started or written."""
+
+from collections.abc import Iterator
+
+from clnp.errors import DataUnavailable
+from clnp.tasks import dataset_sha256
+from search.experiment import Experiment, differences
+from search.grid import cells, stacks, warnings
+from search.machine import Pool, form_pool, this_machine
+from search.names import check_run_name
+from search.records import Cell
+from search.reports.common import Known, Report, cell, layers
+from search.reports.forecast import forecast
+from search.reports.status import run_status
+from search.store import Store
+
+__all__ = ["plan"]
+
+_BYTES = 4  # of a float32
+_ROW_BYTES = 12_000  # of a trial's rows in the database: a staircase of about 100 points, epochs and Optuna's own
+
+
+def plan(experiment: Experiment, name: str, *, store: Store | None, data_dir: str | None = None) -> Report:
+    """Every cell in full, the stacks, the workers, the disk, and what the database holds under ``name`` already.
+
+    Args:
+        store: The database, or None where there is none yet.
+        data_dir: Where to look for the data set.
+
+    Raises:
+        BadInput: The name cannot name a run, or the workers do not fit this machine.
+    """
+    check_run_name(name)
+    data, absent = _data(experiment, data_dir)
+    pool = form_pool(experiment, [this_machine()])
+    known = _known(store, name)
+    return {
+        "run": name,
+        "description": experiment.description,
+        "dataset": experiment.tasks.dataset,
+        "count": experiment.tasks.count,
+        "replicas": experiment.replicas,
+        "head": experiment.head,
+        "inputs": experiment.sizes.inputs,
+        "units": layers(experiment.layer_names[:-1], experiment.widths),
+        "classes": experiment.sizes.classes,
+        "weights": experiment.weights,
+        "validation": experiment.validation_samples,
+        "epochs": experiment.training.epochs,
+        "margin": experiment.rule.model_dump(mode="json")["margin"],
+        "sparsity": experiment.rule.sparsity,
+        "layers": list(experiment.layer_names),
+        "grids": list(_grids(experiment, pool)),
+        "workers": {"count": pool.workers, "device": pool.device, "threads": pool.cpu, "gpu": pool.gpu},
+        "disk": _disk(experiment),
+        "storage": None if store is None else store.url,
+        "held": None if known is None or store is None else run_status(store, known),
+        "refused": _refused(known, experiment, data),
+        "warnings": [*warnings(experiment), *_forecasts(known), *absent],
+    }
+
+
+def _data(experiment: Experiment, data_dir: str | None) -> tuple[str | None, list[str]]:
+    """The data set's SHA-256, or None and what is wrong with it: a plan needs no data, the run will."""
+    try:
+        return dataset_sha256(experiment.tasks.dataset, data_dir), []
+    except DataUnavailable as error:
+        return None, [str(error)]
+
+
+def _known(store: Store | None, name: str) -> Known | None:
+    row = None if store is None else store.run(name)
+    if store is None or row is None:
+        return None
+    return Known(row, Experiment.from_json(row.experiment), store.history(name))
+
+
+def _refused(known: Known | None, experiment: Experiment, data: str | None) -> list[str]:
+    """What keeps this experiment from continuing the run of that name; data that are absent are not held against it."""
+    if known is None:
+        return []
+    return differences(known.experiment, experiment, known.row.data, known.row.data if data is None else data)
+
+
+def _grids(experiment: Experiment, pool: Pool) -> Iterator[Report]:
+    """The grid of the first task, and that of the later ones where it is another."""
+    count = experiment.tasks.count
+    first = cells(experiment, 0)
+    if count == 1 or experiment.grid.after_first is None:
+        yield _grid(experiment, pool, first, 1, count)
+        return
+    yield _grid(experiment, pool, first, 1, 1)
+    if experiment.grid.after_first == "winner":
+        # One cell, known once the first task is committed: any stands for it.
+        later = _grid(experiment, pool, cells(experiment, 1, first[0]), 2, count)
+        yield {**later, "cells": "the winner of the first task"}
+    else:
+        yield _grid(experiment, pool, cells(experiment, 1), 2, count)
+
+
+def _grid(experiment: Experiment, pool: Pool, grid: tuple[Cell, ...], first: int, last: int) -> Report:
+    formed = stacks(experiment, grid, workers=pool.workers, gpu=pool.gpu > 0)
+    return {
+        "first": first,
+        "last": last,
+        "count": len(grid),
+        "cells": [cell(one, experiment) for one in grid],
+        "stacks": [list(stack) for stack in formed],
+    }
+
+
+def _disk(experiment: Experiment) -> Report:
+    """Bytes at the most, from the widths: a trial keeps the entries that are free, fewer from task to task."""
+    biases = sum(experiment.widths) + experiment.sizes.classes
+    network = _BYTES * (experiment.weights + biases)
+    head = _BYTES * experiment.sizes.classes * (experiment.widths[-1] + 1)
+    count, replicas = experiment.tasks.count, experiment.replicas
+    heads = head * (count - 1) if experiment.head == "multi" else 0
+    first, later = len(cells(experiment, 0)), len(cells(experiment, 1, cells(experiment, 0)[0]))
+    trials = first + (count - 1) * later
+    kept = trials if experiment.keep == "all" else count  # candidates lie in between, known only afterwards
+    return {
+        "trial": network,
+        "task": network * max(first, later if count > 1 else 0),
+        # A unit is claimed once, so the commits of a replica are at most one network together, and the other heads.
+        "commits": (network + heads) * replicas,
+        "kept": (network * kept + network + heads) * replicas,
+        "database": _ROW_BYTES * trials * replicas,
+        "keep": experiment.keep,
+    }
+
+
+def _forecasts(known: Known | None) -> Iterator[str]:
+    """Where a layer would run out, by what the tasks so far claimed."""
+    if known is None or known.row.state == "finished":
+        return
+    for replica in known.replicas:
+        for found in forecast(known, replica):
+            if found.full is not None:
+                yield (
+                    f"replica {replica + 1}: {found.layer} has {found.free} free units and a task claimed "
+                    f"{found.claimed:.0f} on average, so task {found.full} of {known.experiment.tasks.count} would "
+                    f"find too few; a higher α or margin in a new run leaves more room"
+                )

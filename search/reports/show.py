@@ -1,0 +1,143 @@
+"""One commit explained: from the records of its grid to the winner."""
+
+from typing import Any
+
+from clnp.errors import Damaged, NothingToCommit
+from clnp.forgetting import Choice
+from search.errors import BadInput
+from search.records import CellRecord, CommitRecord, Score
+from search.replica import pick_winner
+from search.reports.common import Known, Report, cell, layers, provenance, read_run, score
+from search.reports.final import task_row
+from search.store import Store
+
+__all__ = ["show"]
+
+
+def show(store: Store, name: str, *, task: int | None = None, replica: int | None = None) -> Report:
+    """Why a task's winner won, and what its commit claimed.
+
+    The rule is applied to the records again; a commit that they do not explain is said to be so.
+
+    Args:
+        task: From 1; the last one committed without it.
+        replica: From 1, the first without it.
+
+    Raises:
+        BadInput: No run has this name, it has no such replica, or the task is not committed.
+    """
+    known = read_run(store, name)
+    record = _find(known, task, 1 if replica is None else replica)
+    margin = known.experiment.margin(record.task)
+    choice = _choose(known, record)
+    winner = known.cells(record.replica, record.task).get(record.winner.index)
+    explained = choice is not None and (choice.winner.index, choice.winner.point) == (record.winner.index, record.point)
+    return {
+        "run": name,
+        "replica": record.replica + 1,
+        "replicas": known.experiment.replicas,
+        "count": known.experiment.tasks.count,
+        "layers": list(known.hidden),
+        **task_row(known, record),
+        "margin": float(margin),
+        "sparsity": known.experiment.rule.sparsity,
+        "best": score(Score(record.best, record.unpruned.total)),
+        "needed": score(Score(record.needed, record.unpruned.total)),
+        "unpruned": score(record.unpruned),
+        "units": layers(known.hidden, known.experiment.widths),
+        "trials": _trials(known, record, choice),
+        "explained": explained,
+        "matrix": [score(entry) for entry in record.matrix],
+        "fingerprint": record.fingerprint,
+        "artifact": record.artifact,
+        "size": record.size,
+        "trained": provenance(winner.provenance) if winner else None,
+        "provenance": provenance(record.provenance),
+        "differed": _differed(known, record),
+        "started": record.started,
+        "ended": record.ended,
+    }
+
+
+def _find(known: Known, task: int | None, replica: int) -> CommitRecord:
+    name, count = known.row.name, known.experiment.replicas
+    if not 1 <= replica <= count:
+        raise BadInput(f"--replica {replica}: run {name!r} has replicas 1 to {count}")
+    if task is not None and not 1 <= task <= known.experiment.tasks.count:
+        raise BadInput(f"--task {task}: run {name!r} has tasks 1 to {known.experiment.tasks.count}")
+    commits = known.commits(replica - 1)
+    if not commits or (task or 1) > len(commits):
+        wanted = f"task {task}" if task else "no task"
+        so_far = f"; tasks 1 to {len(commits)} are" if commits else ""
+        verb = "is not committed yet" if task else "is committed yet"
+        raise BadInput(f"run {name!r}, replica {replica}: {wanted} {verb}{so_far}; status {name} says how far it is")
+    return commits[task - 1 if task else -1]
+
+
+def _choose(known: Known, record: CommitRecord) -> Choice | None:
+    """What the rule makes of the records now; None where it finds nothing to commit in them."""
+    margin, sparsity = known.experiment.margin(record.task), known.experiment.rule.sparsity
+    try:
+        return pick_winner(known.cells(record.replica, record.task), margin, sparsity)
+    except (Damaged, NothingToCommit):
+        return None
+
+
+def _trials(known: Known, record: CommitRecord, choice: Choice | None) -> list[Report]:
+    """Every cell of the grid: what it scored, and for a candidate the point that it would have been pruned at."""
+    picks = {pick.index: pick.point for pick in choice.picks} if choice else {}
+    rows = []
+    for index, found in sorted(known.cells(record.replica, record.task).items()):
+        point = picks.get(index)
+        pruned: Any = None
+        if point is not None and found.score is not None:
+            pruned = {
+                "theta": point.theta,
+                **score(Score(point.correct, found.score.total)),
+                "claimed": layers(known.hidden, point.claimed),
+                "free_weights": point.free_weights,
+            }
+        rows.append(
+            {
+                **cell(found.cell, known.experiment),
+                "diverged": found.diverged,
+                "unpruned": score(found.score) if found.score else None,
+                "epoch": found.epoch,
+                "epochs": len(found.epochs),
+                "candidate": point is not None,
+                "pruned": pruned,
+                "winner": index == record.winner.index,
+                "seconds": found.ended - found.started,
+            }
+        )
+    return rows
+
+
+def _differed(known: Known, record: CommitRecord) -> list[str]:
+    """What could not be as it was meant to be: the bits of these records may depend on it."""
+    lines = []
+    if record.missing:
+        lines.append(f"committed without cells {', '.join(map(str, record.missing))}, which were lost too often")
+    opening = known.opening(record.replica, record.task)
+    stacks = {index: stack for stack in (opening.stacks if opening else ()) for index in stack}
+    for index, found in sorted(known.cells(record.replica, record.task).items()):
+        planned = stacks.get(index, found.provenance.stack)
+        if tuple(found.provenance.stack) != tuple(planned):
+            lines.append(
+                f"cell {index} trained in the stack {_list(found.provenance.stack)} instead of {_list(planned)}"
+            )
+        lines.extend(f"cell {index} {line}" for line in _against(found, record))
+    return lines
+
+
+def _against(found: CellRecord, record: CommitRecord) -> list[str]:
+    """Where a cell's device, threads and versions are other than those of the commit."""
+    cells, commit = found.provenance, record.provenance
+    pairs = [("device", cells.device, commit.device), ("threads", str(cells.threads), str(commit.threads))]
+    names = sorted(set(cells.versions) | set(commit.versions))
+    pairs += [(name, cells.versions.get(name, "none"), commit.versions.get(name, "none")) for name in names]
+    return [f"trained with {name} {was}, committed with {now}" for name, was, now in pairs if was != now]
+
+
+def _list(stack: tuple[int, ...]) -> str:
+    return f"({', '.join(map(str, stack))})"

@@ -1,0 +1,104 @@
+"""How far runs are: what is done, what runs where, what is left of the units, and when it may be over."""
+
+from search.reports.common import Known, Report, layers, read_run, score
+from search.reports.forecast import seconds_left
+from search.store import AttemptRow, Holder, JobRow, Store
+
+__all__ = ["run_status", "status"]
+
+
+def status(store: Store, name: str | None = None) -> Report:
+    """All runs of a database, or one.
+
+    Raises:
+        BadInput: No run has this name.
+    """
+    names = [row.name for row in store.runs()] if name is None else [name]
+    return {"storage": store.url, "runs": [run_status(store, read_run(store, one)) for one in names]}
+
+
+def run_status(store: Store, known: Known) -> Report:
+    """One run."""
+    row = known.row
+    holder = store.holder(row.name)
+    jobs = store.jobs(row.name)
+    attempts = store.attempts(row.name)
+    return {
+        "run": row.name,
+        "state": "running" if row.state == "open" and holder is not None and holder.live else row.state,
+        "reason": row.reason,
+        "created": row.created,
+        "updated": row.updated,
+        "artifacts": row.artifacts,
+        "dataset": known.experiment.tasks.dataset,
+        "head": known.experiment.head,
+        "count": known.experiment.tasks.count,
+        "units": layers(known.hidden, known.experiment.widths),
+        "replicas": [_replica(known, replica, jobs) for replica in known.replicas],
+        "running": [_job(job) for job in jobs],
+        "seconds_left": seconds_left(known),
+        "holder": _holder(holder),
+        "attempts": len(attempts),
+        "last_attempt": _attempt(attempts[-1]) if attempts else None,
+        "notes": _notes(attempts),
+    }
+
+
+def _replica(known: Known, replica: int, jobs: list[JobRow]) -> Report:
+    commits = known.commits(replica)
+    task = len(commits)
+    opening = known.opening(replica, task)
+    free = commits[-1].free if commits else known.experiment.widths
+    return {
+        "replica": replica + 1,
+        "committed": task,
+        "task": task + 1 if task < known.experiment.tasks.count else None,
+        "cells": _cells(known, replica, task, len(opening.cells), jobs) if opening else None,
+        "test": [score(record.test) for record in commits],
+        "free": layers(known.hidden, free),
+    }
+
+
+def _cells(known: Known, replica: int, task: int, total: int, jobs: list[JobRow]) -> Report:
+    found = known.cells(replica, task)
+    out = {cell for job in jobs if (job.kind, job.replica, job.task) == ("stack", replica, task) for cell in job.cells}
+    return {
+        "total": total,
+        "finished": len(found),
+        "diverged": sum(record.diverged is not None for record in found.values()),
+        "running": len(out - found.keys()),
+    }
+
+
+def _job(job: JobRow) -> Report:
+    return {
+        "job": job.id,
+        "kind": job.kind,
+        "replica": job.replica + 1,
+        "task": job.task + 1,
+        "cells": list(job.cells),
+        "worker": job.worker,
+        "epoch": job.epoch,
+        "accuracy": job.accuracy,
+        "started": job.started,
+    }
+
+
+def _holder(holder: Holder | None) -> Report | None:
+    if holder is None:
+        return None
+    return {"host": holder.host, "pid": holder.pid, "since": holder.since, "until": holder.until, "live": holder.live}
+
+
+def _attempt(attempt: AttemptRow) -> Report:
+    return {
+        "started": attempt.started,
+        "ended": attempt.ended,
+        "outcome": attempt.outcome,
+        "versions": dict(attempt.versions),
+    }
+
+
+def _notes(attempts: list[AttemptRow]) -> list[str]:
+    """What the attempts wrote down, such as other versions than the one before had."""
+    return [f"attempt {number}: {note}" for number, attempt in enumerate(attempts, start=1) for note in attempt.notes]

@@ -1,0 +1,159 @@
+"""What readers get of the ledger: plain rows, and the history that a run goes on from."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Row, func, select
+
+from search.ledger import Attempts, Cells, Commits, Jobs, Openings, read
+from search.names import study_name
+from search.records import CellRecord, CommitRecord, Opening
+from search.studies import finished
+
+__all__ = ["AttemptRow", "History", "JobRow", "Loss", "RunRow", "read_attempts", "read_history", "read_jobs"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A run. ``artifacts`` is the folder of its tensors; times are seconds since 1970."""
+
+    name: str
+    experiment: dict[str, Any]
+    data: str
+    state: Literal["open", "finished", "stopped", "deleting"]
+    reason: str
+    artifacts: str
+    created: float
+    updated: float
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """A job that is handed out, and how far it has come."""
+
+    id: int
+    kind: Literal["stack", "commit"]
+    replica: int
+    task: int
+    cells: tuple[int, ...]
+    worker: str
+    epoch: int
+    accuracy: float | None
+    started: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """A driver that ran the run.
+
+    ``outcome`` is ``finished``, ``stopped``, ``died`` (seen by the next one), or what it said when it let go.
+    """
+
+    host: str
+    pid: int
+    started: float
+    ended: float | None
+    outcome: str | None
+    versions: dict[str, str]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A job that was lost with its worker."""
+
+    kind: Literal["stack", "commit"]
+    replica: int
+    task: int
+    cells: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What the database holds of a run, by (replica, task).
+
+    Attributes:
+        cells: Cell index → record, the finished cells only: those that have their trial.
+        losses: Since the run last stopped for a reason, oldest first: who continues it then gets fresh retries.
+    """
+
+    openings: dict[tuple[int, int], Opening]
+    cells: dict[tuple[int, int], dict[int, CellRecord]]
+    commits: dict[tuple[int, int], CommitRecord]
+    losses: list[Loss]
+
+
+def read_jobs(connection: Connection, run_id: int | None) -> list[JobRow]:
+    """The open jobs of a run, the oldest first."""
+    jobs = select(*Jobs.__table__.columns).where(Jobs.run_id == run_id, Jobs.state == "open").order_by(Jobs.id)
+    return [
+        JobRow(
+            id=row.id,
+            kind=row.kind,
+            replica=row.replica,
+            task=row.task,
+            cells=tuple(row.cells),
+            worker=row.worker,
+            epoch=row.epoch,
+            accuracy=row.accuracy,
+            started=row.started,
+        )
+        for row in connection.execute(jobs)
+    ]
+
+
+def read_attempts(connection: Connection, run_id: int | None) -> list[AttemptRow]:
+    """The attempts of a run, the oldest first."""
+    attempts = select(*Attempts.__table__.columns).where(Attempts.run_id == run_id).order_by(Attempts.id)
+    return [
+        AttemptRow(row.host, row.pid, row.started, row.ended, row.outcome, row.versions, tuple(row.notes))
+        for row in connection.execute(attempts)
+    ]
+
+
+def read_history(connection: Connection, run_id: int | None, name: str) -> History:
+    """The history of a run.
+
+    Read in the opposite order of writing, so that a driver that goes on meanwhile leaves no commit without its cells
+    and no trial without its row in it.
+
+    Raises:
+        Damage: A row cannot be read.
+    """
+    history = History({}, {}, {}, _losses(connection, run_id))
+    for row, where in _rows(connection, Commits, run_id, name):
+        history.commits[row.replica, row.task] = read(CommitRecord, row.record, where)
+    places = connection.execute(select(Cells.replica, Cells.task).where(Cells.run_id == run_id).distinct())
+    studies = {study_name(name, replica, task): (replica, task) for replica, task in places}
+    trials = {(studies[study], key) for study, key in finished(connection, tuple(studies))}
+    cells: dict[tuple[int, int], dict[int, CellRecord]] = defaultdict(dict)
+    for row, where in _rows(connection, Cells, run_id, name):
+        place = row.replica, row.task
+        if (place, row.key) in trials:
+            cells[place][row.cell] = read(CellRecord, row.record, where)
+    history.cells.update(cells)
+    for row, where in _rows(connection, Openings, run_id, name):
+        history.openings[row.replica, row.task] = read(Opening, row.record, where)
+    return history
+
+
+def _rows(
+    connection: Connection, table: type[Cells | Commits | Openings], run_id: int | None, name: str
+) -> Iterator[tuple[Row[Any], str]]:
+    order = list(table.__table__.primary_key)
+    for row in connection.execute(select(*table.__table__.columns).where(table.run_id == run_id).order_by(*order)):
+        yield row, f"run {name}, replica {row.replica + 1}, task {row.task + 1}"
+
+
+def _losses(connection: Connection, run_id: int | None) -> list[Loss]:
+    stopped = select(func.coalesce(func.max(Attempts.id), 0)).where(
+        Attempts.run_id == run_id, Attempts.outcome == "stopped"
+    )
+    jobs = (
+        select(*Jobs.__table__.columns)
+        .where(Jobs.run_id == run_id, Jobs.state == "lost", Jobs.attempt_id > stopped.scalar_subquery())
+        .order_by(Jobs.id)
+    )
+    return [Loss(row.kind, row.replica, row.task, tuple(row.cells)) for row in connection.execute(jobs)]

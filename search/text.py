@@ -1,0 +1,61 @@
+"""How numbers, times and sizes are written for people."""
+
+import math
+from collections.abc import Iterable
+from datetime import datetime
+
+__all__ = ["clock", "duration", "number", "numbers", "percent", "plural", "size", "theta"]
+
+
+def percent(share: float) -> str:
+    """A share of 1 in percent, two decimals: ``97.31 %``."""
+    return f"{100 * share:.2f} %"
+
+
+def number(value: float, *, digits: int = 6) -> str:
+    """A number to so many digits: ``1e-5``, ``0.002``, ``3.16e-4``."""
+    if value == 0 or 1e-3 <= abs(value) < 1e6:
+        return f"{value:.{digits}g}"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def numbers(values: Iterable[float]) -> str:
+    """One number a layer: ``80 + 102`` stays readable where commas would look like a list."""
+    return " + ".join(number(value) for value in values)
+
+
+def theta(value: float | None, *, digits: int = 6) -> str:
+    """A threshold; None keeps every unit."""
+    return "keep all" if value is None else number(value, digits=digits)
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units: ``1.2 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """A span of time in its two largest units: ``45 s``, ``3 min 05 s``, ``2 h 10 min``, ``4 d 03 h``."""
+    whole = max(0, math.ceil(seconds) if seconds < 1 else round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
+
+
+def clock(seconds: float) -> str:
+    """A moment, seconds since 1970, in local time."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def plural(count: int, word: str) -> str:
+    """``1 task``, ``2 tasks``."""
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"

@@ -1,0 +1,405 @@
+"""What a worker does: train a stack and scan it, or commit a winner and measure every task again.
+
+A worker knows no Ray and no database. A job says all it needs, records go back to who called, tensors into the artifact
+store (Promise 6).
+"""
+
+import os
+import platform
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clnp.activity import mean_activity
+from clnp.commit import added, commit, fingerprint, restore
+from clnp.errors import Damaged, DataUnavailable, NothingToCommit
+from clnp.evaluation import count_correct, full_width_agrees, logits
+from clnp.models import mlp
+from clnp.network import FREE, Network
+from clnp.ownership import with_free
+from clnp.subnetwork import cut, subnetwork
+from clnp.tasks import permuted
+from clnp.tasks.task import Sequence as Tasks
+from clnp.tasks.task import Task
+from clnp.tensors import decode, encode
+from clnp.thresholds import claims_at, staircase
+from clnp.training import Member, Settings, Trained, open_task, train
+from search.artifacts import Artifacts
+from search.errors import BadInput, Damage
+from search.experiment import Experiment
+from search.records import (
+    Cell,
+    CellRecord,
+    CommitJob,
+    CommitRecord,
+    Committed,
+    Failure,
+    Job,
+    JobResult,
+    Progress,
+    Provenance,
+    Score,
+    StackJob,
+)
+from search.versions import describe
+
+__all__ = [
+    "WorkerSettings",
+    "assemble",
+    "build_network",
+    "build_sequence",
+    "configure",
+    "device_name",
+    "perform",
+    "worker_name",
+]
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """Where a worker finds things and what it may use.
+
+    Attributes:
+        artifacts: The folder of the run's tensors.
+        data_dir: Where data sets lie, or None: where they lie by default.
+        device: ``"cpu"`` or ``"cuda"``.
+        threads: CPU threads that torch may use. Bits depend on it.
+    """
+
+    artifacts: str
+    data_dir: str | None
+    device: str
+    threads: int
+
+
+def perform(job: Job, settings: WorkerSettings, report: Report = lambda _: None) -> JobResult:
+    """Do a job.
+
+    Args:
+        job: What to do, and all that is needed for it.
+        settings: Of this worker.
+        report: Told after every epoch and every scan how far a stack has come. What it raises ends the job.
+
+    Returns:
+        The records; or, in :attr:`JobResult.failure`, why this job cannot succeed however often it is tried.
+
+    Raises:
+        Unavailable: The artifact store cannot be reached: another try may succeed.
+        RuntimeError: Training failed, such as for want of memory: smaller stacks may succeed.
+    """
+    configure(settings)
+    try:
+        if isinstance(job, StackJob):
+            return _Stack(job, settings, report).run()
+        return _Commit(job, settings).run()
+    except (Damaged, Damage) as error:
+        return JobResult(failure=Failure("damage", str(error)))
+    except NothingToCommit as error:
+        return JobResult(failure=Failure("impossible", str(error)))
+    except (DataUnavailable, BadInput) as error:
+        return JobResult(failure=Failure("input", str(error)))
+
+
+def configure(settings: WorkerSettings) -> None:
+    """Make torch give the same bits for the same job: a set number of threads, deterministic kernels, full float32.
+
+    For the whole process. On a CPU the bits depend on the number of threads; Ray's workers would otherwise take it
+    from ``OMP_NUM_THREADS``.
+    """
+    # cuBLAS reads it when CUDA starts and is not deterministic without it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(settings.threads)
+    # As torch.use_deterministic_algorithms(True), which imports torch's compiler for it: 1.6 s in every worker.
+    torch.set_deterministic_debug_mode("error")
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.benchmark = False
+
+
+def device_name(device: str) -> str:
+    """The device and what of it bits depend on, such as ``cpu AVX512`` or ``cuda NVIDIA H100 80GB HBM3``."""
+    if device == "cpu":
+        return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    return f"{device} {torch.cuda.get_device_name(device)}"
+
+
+def worker_name() -> str:
+    """This worker, for people: ``host:pid``."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def build_network(experiment: Experiment) -> Network:
+    """The network of an experiment before its first task."""
+    sizes = experiment.sizes
+    return Network(mlp(sizes.inputs, experiment.widths, sizes.classes), head=experiment.head)
+
+
+def build_sequence(experiment: Experiment, replica: int, data_dir: str | None) -> Tasks:
+    """The tasks of a replica (from 0), whose seed is the experiment's plus its number.
+
+    Raises:
+        DataUnavailable: The data set is absent, or not the known one.
+    """
+    return _sequence(*_which(experiment, replica, data_dir))
+
+
+def assemble(experiment: Experiment, commits: Sequence[Committed], artifacts: Artifacts) -> Network:
+    """The network as the last of these commits left it, on the CPU: owned entries, everything else 0.
+
+    Args:
+        commits: All commits of a replica so far, in order.
+
+    Raises:
+        Damage: An artifact is missing or does not hash to its name.
+        Damaged: It does not fit the network, or its task's fingerprint is not the recorded one.
+    """
+    network = build_network(experiment)
+    for committed in commits:
+        restore(network, decode(artifacts.get(committed.artifact)))
+        found = fingerprint(network, committed.task)
+        if found != committed.fingerprint:
+            raise Damaged(
+                f"task {committed.task + 1}: restored from artifact {committed.artifact} its fingerprint is {found}, "
+                f"but the ledger says {committed.fingerprint}"
+            )
+    return network
+
+
+def _which(experiment: Experiment, replica: int, data_dir: str | None) -> tuple[str, int, int, float, str | None]:
+    tasks, seed = experiment.tasks, experiment.seed + replica
+    return tasks.dataset, tasks.count, seed, experiment.validation, data_dir
+
+
+# Bounded, since a worker lives as long as its run. Two tasks' splits at a time are what two interleaved replicas use.
+@lru_cache(maxsize=8)
+def _sequence(dataset: str, count: int, seed: int, validation: float, data_dir: str | None) -> Tasks:
+    return permuted(dataset, count=count, seed=seed, validation=validation, data_dir=data_dir)
+
+
+@lru_cache(maxsize=2)
+def _task(dataset: str, count: int, seed: int, validation: float, data_dir: str | None, index: int) -> Task:
+    return _sequence(dataset, count, seed, validation, data_dir).task(index)
+
+
+_Model = tuple[str, tuple[int, ...], str]
+
+
+@lru_cache(maxsize=4)
+def _assembled(model: _Model, commits: tuple[Committed, ...], artifacts: str) -> Network:
+    dataset, hidden, head = model
+    parts = {"tasks": {"dataset": dataset}, "model": {"hidden": hidden}, "head": head}
+    return assemble(Experiment.model_validate(parts), commits, Artifacts(artifacts))
+
+
+class _Place:
+    """What both kinds of job begin with: the network after the last commit, and the task's data."""
+
+    def __init__(self, job: Job, settings: WorkerSettings) -> None:
+        self.started = time.time()
+        self.experiment = Experiment.from_json(job.experiment)
+        self.seed = self.experiment.seed + job.replica
+        self.device = settings.device
+        self.artifacts = Artifacts(settings.artifacts)
+        self.sequence = build_sequence(self.experiment, job.replica, settings.data_dir)
+        found = self.sequence.sha256(job.task)
+        if found != job.data:
+            raise BadInput(
+                f"the data on {worker_name()} are other than the run's: their SHA-256 is {found}, and was {job.data} "
+                f"when the task opened; give this worker the same files"
+            )
+        self.task = _task(*_which(self.experiment, job.replica, settings.data_dir), job.task)
+        model = (self.experiment.tasks.dataset, self.experiment.widths, self.experiment.head)
+        self.network = _assembled(model, job.commits, self.artifacts.location).copy().to(self.device)
+        self._settings = settings
+
+    def open(self) -> Network:
+        return open_task(self.network, seed=self.seed)
+
+    def provenance(self, stack: tuple[int, ...]) -> Provenance:
+        return Provenance(stack, device_name(self.device), self._settings.threads, _versions())
+
+
+@lru_cache(maxsize=1)
+def _versions() -> dict[str, str]:
+    # torch's own word beside its metadata's, which need not name the build.
+    return {**describe(), "torch": torch.__version__, "python": platform.python_version()}
+
+
+class _Stack(_Place):
+    """Train cells as one stack, then find how far each can be pruned."""
+
+    def __init__(self, job: StackJob, settings: WorkerSettings, report: Report) -> None:
+        super().__init__(job, settings)
+        self._job = job
+        self._report = report
+        self._total = len(self.task.validation)
+        self._majority = int(self.task.validation.y.bincount().max())
+        self._best = 0
+
+    def run(self) -> JobResult:
+        job, opened = self._job, self.open()
+        members = [Member(cell.alpha, cell.learning_rate) for cell in job.cells]
+        trained = train(
+            opened,
+            self.task.train,
+            self.task.validation,
+            members,
+            _training(self.experiment),
+            seed=self.seed,
+            on_epoch=self._epoch,
+        )
+        records: list[CellRecord] = []
+        failures: dict[int, str] = {}
+        for cell, member in zip(job.cells, trained, strict=True):
+            try:
+                records.append(self._finish(opened, cell, member))
+            except RuntimeError as error:
+                failures[cell.index] = f"{type(error).__name__}: {error}"
+            self._tell(self.experiment.training.epochs)
+        return JobResult(cells=tuple(records), failures=failures)
+
+    def _epoch(self, epoch: int, correct: tuple[int, ...]) -> None:
+        self._best = max(correct)
+        self._tell(epoch)
+
+    def _tell(self, epoch: int) -> None:
+        epochs = self.experiment.training.epochs
+        self._report(Progress(worker_name(), epoch, epochs, self._best / self._total))
+
+    def _finish(self, opened: Network, cell: Cell, trained: Trained) -> CellRecord:
+        """Scan a member, keep its tensors, and say what came of it."""
+        if trained.diverged is not None:
+            return self._record(cell, trained, diverged=trained.diverged)
+        network = with_free(opened, trained.free)
+        try:
+            activity = mean_activity(network, self.task.train.x)
+        except ValueError as error:
+            # Finite on the validation split, and beyond float32 on some training sample.
+            return self._record(cell, trained, diverged=str(error))
+        found = staircase(network, activity, self.task.validation)
+        data = encode(trained.free)
+        return self._record(
+            cell,
+            trained,
+            score=Score(found.unpruned, self._total),
+            staircase=found.points,
+            artifact=self.artifacts.put(data),
+            size=len(data),
+        )
+
+    def _record(self, cell: Cell, trained: Trained, diverged: str | None = None, **found: Any) -> CellRecord:
+        empty: dict[str, Any] = {"score": None, "staircase": (), "artifact": None, "size": 0}
+        return CellRecord(
+            cell=cell,
+            diverged=diverged,
+            majority=self._majority,
+            epochs=trained.epochs,
+            epoch=trained.epoch,
+            provenance=self.provenance(tuple(member.index for member in self._job.cells)),
+            started=self.started,
+            ended=time.time(),
+            **{**empty, **found},
+        )
+
+
+class _Commit(_Place):
+    """Prune the winner at its threshold, claim, freeze, and measure every task again (Promises 1 and 2)."""
+
+    def __init__(self, job: CommitJob, settings: WorkerSettings) -> None:
+        super().__init__(job, settings)
+        self._job = job
+
+    def run(self) -> JobResult:
+        job = self._job
+        before = [_answer(self.network, self.sequence, task)[0] for task in range(job.task)]
+        network, validation = self._prune()
+        _check_full_width(network, self.sequence)
+        # The first look at this task's test split, now that its commit stands (Promise 5).
+        after = [_answer(network, self.sequence, task) for task in range(job.task + 1)]
+        fingerprints = tuple(fingerprint(network, task) for task in range(job.task + 1))
+        changed = sum(
+            committed.fingerprint != now or not torch.equal(old, new)
+            for committed, now, old, (new, _) in zip(job.commits, fingerprints, before, after, strict=False)
+        )
+        data = encode(added(network, job.task))
+        if not changed:
+            self._check_return(data, fingerprints[-1])
+        record = CommitRecord(
+            replica=job.replica,
+            task=job.task,
+            winner=job.winner,
+            point=job.point,
+            unpruned=job.score,
+            validation=validation,
+            test=after[-1][1],
+            best=job.best,
+            needed=job.needed,
+            candidates=job.candidates,
+            missing=job.missing,
+            claimed=job.point.claimed,
+            free=tuple(int((network.owner(layer) == FREE).sum()) for layer in network.hidden),
+            artifact=self.artifacts.put(data),
+            size=len(data),
+            fingerprints=fingerprints,
+            changed=changed,
+            matrix=tuple(score for _, score in after),
+            provenance=self.provenance((job.winner.index,)),
+            started=self.started,
+            ended=time.time(),
+        )
+        return JobResult(commit=record)
+
+    def _prune(self) -> tuple[Network, Score]:
+        """The committed network, its trained free weights still in place, and the validation score of the cut.
+
+        Raises:
+            Damaged: The cut is not the one that was recorded.
+        """
+        job = self._job
+        network = with_free(self.open(), decode(self.artifacts.get(job.artifact)))
+        claims = claims_at(network, mean_activity(network, self.task.train.x), job.point.theta)
+        claimed = tuple(int(claims[layer.name].sum()) for layer in network.hidden)
+        correct = count_correct(cut(network, job.task, claims), self.task.validation)
+        if (claimed, correct) != (job.point.claimed, job.point.correct):
+            raise Damaged(
+                f"cell {job.winner.index} at θ={job.point.theta} was recorded with {job.point.correct} right answers "
+                f"and {list(job.point.claimed)} units claimed, and has {correct} and {list(claimed)} on "
+                f"{device_name(self.device)}; continue on the kind of device and with the versions that trained it"
+            )
+        commit(network, claims)
+        return network, Score(correct, len(self.task.validation))
+
+    def _check_return(self, data: bytes, expected: str) -> None:
+        """Compare what comes back from a commit's bytes with what went into them."""
+        again = self.network.copy()
+        restore(again, decode(data))
+        if fingerprint(again, self._job.task) != expected:
+            raise Damaged(f"task {self._job.task + 1} comes back from its own tensors with another fingerprint")
+
+
+def _training(experiment: Experiment) -> Settings:
+    return Settings(**experiment.training.model_dump())
+
+
+def _answer(network: Network, sequence: Tasks, task: int) -> tuple[Tensor, Score]:
+    """A committed task's canonical logits on its test split, and its score there."""
+    test = sequence.task(task).open_test()
+    answer = logits(subnetwork(network, task), test.x)
+    correct = int((answer.argmax(1) == test.y.to(answer.device)).sum())
+    return answer, Score(correct, len(test))
+
+
+def _check_full_width(network: Network, sequence: Tasks) -> None:
+    for task in range(network.task):
+        if not full_width_agrees(network, sequence.task(task).open_test().x, task):
+            raise Damaged(
+                f"task {task + 1} is answered otherwise by the whole network than by its sub-network after the commit "
+                f"of task {network.task}: a connection into it was not severed. Nothing was committed"
+            )

@@ -1,0 +1,404 @@
+"""The one writer of a run: every write checks the lease in its own transaction."""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Literal, NoReturn, Self, TypeVar
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from search.artifacts import Artifacts
+from search.database import Database
+from search.errors import Damage, LeaseLost
+from search.lease import Lease, this_process
+from search.ledger import Attempts, Cells, Commits, Jobs, Openings, Runs, delete_rows, read
+from search.names import cell_key, study_name
+from search.records import CellRecord, CommitRecord, Opening, Provenance, dump
+from search.studies import Studies, finished
+
+__all__ = ["Writer"]
+
+Result = TypeVar("Result")
+
+# A row of progress a second and job is enough for anybody who looks on.
+_PROGRESS_INTERVAL = 1.0
+
+
+class Writer:
+    """What may write to a run: there is one only while its lease is held.
+
+    Each method is one durable step. It raises:
+
+    - :class:`~search.errors.LeaseLost` once another driver has the run; nothing was written then.
+    - :class:`~search.errors.Unavailable` where the database stayed away for as long as the patience lasts.
+
+    Each may be called again after an error: what is there already is not written twice. Usable from several threads,
+    one write at a time; not picklable, since it holds credentials. Leaving it as a context manager releases it.
+
+    Args:
+        layers: The name of each layer, the output layer last; empty: ``hidden1``, …, ``output``.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        lease: Lease,
+        run_id: int,
+        name: str,
+        artifacts: Artifacts,
+        *,
+        layers: Sequence[str] = (),
+    ) -> None:
+        self.name = name
+        self.artifacts = artifacts
+        self._database = database
+        self._lease = lease
+        self._run = run_id
+        self._layers = tuple(layers)
+        self._studies = Studies(database)
+        self._openings: dict[tuple[int, int], Opening] = {}
+        self._progress: dict[int, float] = {}
+        self._attempt = 0
+        self._released = False
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Writer holds database credentials and cannot be pickled")
+
+    def __repr__(self) -> str:
+        return f"Writer({self.name!r}, {self._database!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._released:
+            self.release("ended" if kind is None else f"failed: {kind.__name__}")
+
+    def begin(self, versions: dict[str, str], *, artifacts: str) -> None:
+        """Start an attempt: open the run and close what drivers that are gone left open.
+
+        Their jobs are given back, not lost: what ended them was not the job.
+
+        Args:
+            versions: What this attempt runs with.
+            artifacts: Where the run's folder lies from now on, as the ledger keeps it.
+        """
+
+        def work(connection: Connection) -> int:
+            now = self._database.now
+            mine = Attempts.token == self._lease.token
+            connection.execute(
+                update(Jobs)
+                .where(Jobs.run_id == self._run, Jobs.state == "open")
+                .values(state="given back", ended=now, note="its driver ended without a word")
+            )
+            connection.execute(
+                update(Attempts)
+                .where(Attempts.run_id == self._run, Attempts.ended.is_(None), ~mine)
+                .values(ended=now, outcome=func.coalesce(Attempts.outcome, "died"))
+            )
+            connection.execute(
+                update(Runs)
+                .where(Runs.id == self._run)
+                .values(state="open", reason="", artifacts=artifacts, updated=now)
+            )
+            found = connection.execute(select(Attempts.id).where(mine)).scalar()
+            if found is not None:
+                return found
+            here = this_process()
+            values = {"run_id": self._run, "token": self._lease.token, "host": here.host, "pid": here.pid}
+            made = connection.execute(
+                insert(Attempts).values(**values, started=now, versions=versions, notes=[]).returning(Attempts.id)
+            )
+            return made.scalar_one()
+
+        self._attempt = self._write(work)
+        self.artifacts.sweep()
+        self._remove_dropped()
+
+    def open_task(self, opening: Opening) -> None:
+        """Write down a task's cells and stacks, and make its study.
+
+        Raises:
+            Damage: It is open already with others.
+        """
+        text = dump(opening)
+
+        def work(connection: Connection) -> None:
+            known = self._read_opening(connection, opening.replica, opening.task)
+            if known is None:
+                place = {"run_id": self._run, "replica": opening.replica, "task": opening.task}
+                connection.execute(insert(Openings).values(**place, record=text))
+            elif dump(known) != text:
+                raise Damage(
+                    f"{self._where(opening.replica, opening.task)} is open already, with other cells, stacks or data"
+                )
+
+        with self._lock:
+            self._write(work)
+            self._openings[opening.replica, opening.task] = opening
+            self._studies.open(study_name(self.name, opening.replica, opening.task), self._lease.check)
+
+    def hand_out(self, kind: Literal["stack", "commit"], replica: int, task: int, cells: tuple[int, ...]) -> int:
+        """Open a job's row and give its id."""
+        nonce = secrets.token_hex(16)
+
+        def work(connection: Connection) -> int:
+            known = connection.execute(select(Jobs.id).where(Jobs.nonce == nonce)).scalar()
+            if known is not None:
+                return known
+            row = insert(Jobs).values(
+                nonce=nonce,
+                run_id=self._run,
+                attempt_id=self._attempt,
+                kind=kind,
+                replica=replica,
+                task=task,
+                cells=list(cells),
+                state="open",
+                worker="",
+                epoch=0,
+                started=self._database.now,
+                note="",
+            )
+            return connection.execute(row.returning(Jobs.id)).scalar_one()
+
+        return self._write(work)
+
+    def close_job(self, job: int, state: Literal["done", "lost", "given back"], note: str = "") -> None:
+        """Close a job; a closed one stays as it is. ``lost`` counts against its cells, ``given back`` does not."""
+        self._write(
+            lambda connection: connection.execute(
+                update(Jobs)
+                .where(Jobs.id == job, Jobs.run_id == self._run, Jobs.state == "open")
+                .values(state=state, note=note, ended=self._database.now)
+            )
+        )
+        self._progress.pop(job, None)
+
+    def progress(self, job: int, worker: str, epoch: int, accuracy: float | None) -> None:
+        """Note where a job runs and how far it has come. More than one note a second is left out."""
+        now = time.monotonic()
+        if now - self._progress.get(job, -_PROGRESS_INTERVAL) < _PROGRESS_INTERVAL:
+            return
+        self._progress[job] = now
+        self._write(
+            lambda connection: connection.execute(
+                update(Jobs)
+                .where(Jobs.id == job, Jobs.run_id == self._run, Jobs.state == "open")
+                .values(worker=worker, epoch=epoch, accuracy=accuracy)
+            )
+        )
+
+    def add_cell(self, replica: int, task: int, record: CellRecord) -> None:
+        """Write a finished cell: its row with the staircase, then its trial. Its tensors are in the store already.
+
+        Raises:
+            Damage: It has a trial already, with other results.
+        """
+        name = study_name(self.name, replica, task)
+
+        def work(connection: Connection) -> Opening | None:
+            opening = self._openings.get((replica, task)) or self._read_opening(connection, replica, task)
+            if opening is None:
+                raise Damage(f"{self._where(replica, task)} has a finished cell but was never opened")
+            self._openings[replica, task] = opening
+            known = self._read_cell(connection, replica, task, record.cell.index)
+            if known is not None and (name, cell_key(record.cell)) in finished(connection, [name]):
+                if _results(known) != _results(record):
+                    raise Damage(
+                        f"{self._where(replica, task)}: cell {record.cell.index} ({cell_key(record.cell)}) is recorded "
+                        f"already, with other results: {known.score} and {record.score}; the first ones stand"
+                    )
+                return None
+            self._put_cell(connection, replica, task, record, known is not None)
+            return opening
+
+        with self._lock:
+            opening = self._write(work)
+            if opening is not None:
+                study = self._studies.open(name, self._lease.check)
+                layers = self._layers or _default_layers(record)
+                self._studies.add(study, record, layers=layers, grid=opening.cells, check=self._lease.check)
+
+    def add_commit(self, record: CommitRecord) -> None:
+        """Write a commit: the task is finished.
+
+        Raises:
+            Damage: There is another one.
+        """
+
+        def work(connection: Connection) -> None:
+            place = Commits.run_id == self._run, Commits.replica == record.replica, Commits.task == record.task
+            known = connection.execute(select(Commits.record).where(*place)).scalar()
+            if known is None:
+                row = insert(Commits).values(run_id=self._run, replica=record.replica, task=record.task)
+                row = row.values(winner=record.winner.index, artifact=record.artifact, record=dump(record))
+                connection.execute(row)
+                return
+            where = self._where(record.replica, record.task)
+            if _results(read(CommitRecord, known, where)) != _results(record):
+                raise Damage(f"{where} is committed already, with other results; the first ones stand")
+
+        self._write(work)
+
+    def remove_artifacts(self, artifacts: Collection[str]) -> None:
+        """Give up these tensors (SHA-256) of committed tasks.
+
+        What is gone already is no error. What a commit, a winner or a cell of an open task needs stays.
+        """
+
+        def work(connection: Connection) -> None:
+            committed = select(Commits.run_id).where(
+                Commits.run_id == Cells.run_id,
+                Commits.replica == Cells.replica,
+                Commits.task == Cells.task,
+                Commits.winner != Cells.cell,
+            )
+            connection.execute(
+                update(Cells)
+                .where(Cells.run_id == self._run, Cells.artifact.in_(artifacts), committed.exists())
+                .values(dropped=True)
+            )
+
+        with self._lock:
+            if artifacts:
+                self._write(work)
+                self._remove_dropped()
+
+    def update_run(self, experiment_json: dict[str, Any]) -> None:
+        """Write down the experiment as it is now: more replicas or tasks, other workers."""
+        self._update_run(experiment=experiment_json)
+
+    def finish(self, state: Literal["finished", "stopped"], reason: str = "") -> None:
+        """Write down how the run ended: every task committed, or stopped for a reason that a person has to see."""
+
+        def work(connection: Connection) -> None:
+            now = self._database.now
+            connection.execute(update(Runs).where(Runs.id == self._run).values(state=state, reason=reason, updated=now))
+            connection.execute(update(Attempts).where(Attempts.id == self._attempt).values(outcome=state))
+
+        self._write(work)
+
+    def note(self, text: str) -> None:
+        """Add a note to this attempt; one that repeats the last is left out."""
+
+        def work(connection: Connection) -> None:
+            attempt = Attempts.id == self._attempt
+            notes = connection.execute(select(Attempts.notes).where(attempt)).scalar_one()
+            if notes[-1:] != [text]:
+                connection.execute(update(Attempts).where(attempt).values(notes=[*notes, text]))
+
+        self._write(work)
+
+    def release(self, outcome: str) -> None:
+        """End the attempt, give back the jobs that are still open, and release the lease.
+
+        Nothing is written if the lease was lost. :meth:`finish` decides the outcome before this does.
+        """
+
+        def work(connection: Connection) -> None:
+            now = self._database.now
+            connection.execute(
+                update(Jobs)
+                .where(Jobs.run_id == self._run, Jobs.state == "open")
+                .values(state="given back", ended=now, note="its driver ended")
+            )
+            connection.execute(
+                update(Attempts)
+                .where(Attempts.id == self._attempt)
+                .values(ended=now, outcome=func.coalesce(Attempts.outcome, outcome))
+            )
+            self._lease.drop(connection)
+
+        with self._lock:
+            if self._released:
+                return
+            self._released = True
+            self._lease.stop()
+            try:
+                self._write(work)
+            except LeaseLost:
+                return
+            finally:
+                self._studies.close()
+
+    def delete(self, studies: Sequence[str]) -> tuple[int, int]:
+        """Remove everything: studies, then artifacts, then rows, the run's last, so that it can be done again.
+
+        Returns:
+            How many rows and artifacts that were.
+        """
+        with self._lock:
+            self._update_run(state="deleting")
+            for name in studies:
+                self._studies.delete(name, self._lease.check)
+            artifacts = self.artifacts.discard()
+            rows = self._write(lambda connection: delete_rows(connection, self._run))
+            self._released = True
+            self._lease.stop()
+            self._studies.close()
+            return rows, artifacts
+
+    def _write(self, work: Callable[[Connection], Result]) -> Result:
+        def attempt() -> Result:
+            with self._database.engine.begin() as connection:
+                self._lease.check(connection)
+                return work(connection)
+
+        with self._lock:
+            return self._database.retry(attempt)
+
+    def _update_run(self, **values: object) -> None:
+        row = update(Runs).where(Runs.id == self._run).values(**values, updated=self._database.now)
+        self._write(lambda connection: connection.execute(row))
+
+    def _put_cell(self, connection: Connection, replica: int, task: int, record: CellRecord, known: bool) -> None:
+        values = {"key": cell_key(record.cell), "artifact": record.artifact, "dropped": False, "record": dump(record)}
+        if known:
+            row = Cells.run_id == self._run, Cells.replica == replica, Cells.task == task
+            connection.execute(update(Cells).where(*row, Cells.cell == record.cell.index).values(**values))
+        else:
+            place = {"run_id": self._run, "replica": replica, "task": task, "cell": record.cell.index}
+            connection.execute(insert(Cells).values(**place, **values))
+
+    def _read_opening(self, connection: Connection, replica: int, task: int) -> Opening | None:
+        row = Openings.run_id == self._run, Openings.replica == replica, Openings.task == task
+        text = connection.execute(select(Openings.record).where(*row)).scalar()
+        return None if text is None else read(Opening, text, self._where(replica, task))
+
+    def _read_cell(self, connection: Connection, replica: int, task: int, cell: int) -> CellRecord | None:
+        row = Cells.run_id == self._run, Cells.replica == replica, Cells.task == task, Cells.cell == cell
+        text = connection.execute(select(Cells.record).where(*row)).scalar()
+        return None if text is None else read(CellRecord, text, self._where(replica, task))
+
+    def _remove_dropped(self) -> None:
+        """Remove the tensors that were given up and that no row still needs."""
+
+        def needed(connection: Connection) -> set[str]:
+            mine = Cells.run_id == self._run, Cells.artifact.is_not(None)
+            dropped = set(connection.execute(select(Cells.artifact).where(*mine, Cells.dropped)).scalars())
+            kept = set(connection.execute(select(Cells.artifact).where(*mine, ~Cells.dropped)).scalars())
+            commits = set(connection.execute(select(Commits.artifact).where(Commits.run_id == self._run)).scalars())
+            return {sha256 for sha256 in dropped - kept - commits if sha256}
+
+        for sha256 in sorted(self._write(needed)):
+            self.artifacts.remove(sha256)
+
+    def _where(self, replica: int, task: int) -> str:
+        return f"run {self.name}, replica {replica + 1}, task {task + 1}"
+
+
+def _default_layers(record: CellRecord) -> tuple[str, ...]:
+    return (*(f"hidden{index}" for index in range(1, len(record.cell.alpha))), "output")
+
+
+def _results(record: CellRecord | CommitRecord) -> str:
+    """A record without how, where and when it came about."""
+    return dump(replace(record, provenance=Provenance((), "", 0, {}), started=0.0, ended=0.0))

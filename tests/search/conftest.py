@@ -1,0 +1,256 @@
+"""Storage for tests: every test that asks for ``storage_url`` runs on SQLite and on a real PostgreSQL server."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from sqlalchemy import create_engine
+
+from clnp.forgetting import Point
+from search.records import Cell, CellRecord, CommitRecord, Opening, Provenance, Score
+from search.store import Store, open_store
+
+ROOT = Path(__file__).parents[2]
+
+PASSWORD = "s3cret/p@ss{w}%rd"
+"""Needs escaping in a URL, in str.format and in configparser."""
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """A server of our own, reached through TCP with a password."""
+
+    programs: Path
+    data: Path
+    port: int
+
+    def url(self, database: str, password: str = PASSWORD) -> str:
+        return f"postgresql+psycopg://tester:{quote(password, safe='')}@127.0.0.1:{self.port}/{database}"
+
+    def run(self, *command: str) -> None:
+        program = [str(self.programs / command[0]), *command[1:]]
+        # initdb and pg_ctl refuse to run as root.
+        user = "postgres" if os.geteuid() == 0 else None
+        subprocess.run(program, check=True, user=user, cwd="/", capture_output=True, timeout=60)
+
+    def start(self) -> None:
+        options = f"-p {self.port} -k {self.data} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self.run("pg_ctl", "-D", str(self.data), "-l", str(self.data / "log"), "-w", "-o", options, "start")
+
+    def stop(self) -> None:
+        self.run("pg_ctl", "-D", str(self.data), "-w", "-m", "immediate", "stop")
+
+    def execute(self, *statements: str) -> None:
+        engine = create_engine(self.url("postgres"), isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+        engine.dispose()
+
+
+def _programs() -> Path | None:
+    found = shutil.which("initdb")
+    folders = [Path(found).resolve().parent] if found else []
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((folder for folder in folders if (folder / "initdb").exists() and (folder / "pg_ctl").exists()), None)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    programs = _programs()
+    if programs is None:
+        pytest.skip("no PostgreSQL server program on the path or in /usr/lib/postgresql/*/bin")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # pytest's own temporary folders are closed to the user postgres.
+    data = Path(tempfile.mkdtemp(prefix="clnp-postgres-"))
+    if os.geteuid() == 0:
+        shutil.chown(data, "postgres")
+    server = Postgres(programs, data, port)
+    password = data.with_suffix(".password")
+    password.write_text(PASSWORD)
+    password.chmod(0o644)
+    started = False
+    try:
+        server.run("initdb", "-D", str(data), "-U", "tester", "-A", "scram-sha-256", "--pwfile", str(password), "-N")
+        server.start()
+        started = True
+        yield server
+    finally:
+        if started:
+            server.stop()
+        shutil.rmtree(data, ignore_errors=True)
+        password.unlink()
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """An empty database on the server."""
+    name = f"test_{os.urandom(6).hex()}"
+    postgres.execute(f"CREATE DATABASE {name}")
+    yield postgres.url(name)
+    postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.db'}"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+def make_store(storage_url: str, tmp_path: Path) -> Iterator[Callable[..., Store]]:
+    """Opens the same storage again and again."""
+    stores: list[Store] = []
+
+    def make(**options: object) -> Store:
+        stores.append(open_store(storage_url, str(tmp_path / "artifacts"), **options))  # type: ignore[arg-type]
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def store(make_store: Callable[..., Store]) -> Store:
+    return make_store()
+
+
+class Make:
+    """Records that hang together: replica 0, a grid of so many learning rates, stacks of two."""
+
+    provenance = Provenance((0, 1), "cpu", 1, {"torch": "2.13.0"})
+    take: dict[str, object] = {  # noqa: RUF012
+        "experiment_json": {"name": "run", "alpha": 1e-5, "third": 1 / 3},
+        "data": "d" * 64,
+        "versions": {"torch": "2.13.0"},
+    }
+
+    @staticmethod
+    def cell(index: int) -> Cell:
+        return Cell(index, (1e-4, 1e-3, 1 / 3), 0.001 * (index + 1))
+
+    @classmethod
+    def opening(cls, task: int = 0, cells: int = 4, replica: int = 0) -> Opening:
+        stacks = tuple((index, index + 1) for index in range(0, cells, 2))
+        return Opening(replica, task, "d" * 64, tuple(map(cls.cell, range(cells))), stacks)
+
+    @classmethod
+    def record(cls, index: int, *, artifact: str | None = None, correct: int = 90) -> CellRecord:
+        return CellRecord(
+            cell=cls.cell(index),
+            diverged=None,
+            score=Score(correct, 100),
+            majority=12,
+            epochs=(50, correct, 80),
+            epoch=2,
+            staircase=(Point(None, correct, (9, 9), 7), Point(0.1 + 0.2, 60, (3, 2), 700)),
+            artifact=artifact or f"{index:064x}",
+            size=1234,
+            provenance=cls.provenance,
+            started=1_700_000_000.25,
+            ended=1_700_000_060.5,
+        )
+
+    @classmethod
+    def diverged(cls, index: int) -> CellRecord:
+        return CellRecord(
+            cell=cls.cell(index),
+            diverged="not finite after epoch 3",
+            score=None,
+            majority=12,
+            epochs=(),
+            epoch=0,
+            staircase=(),
+            artifact=None,
+            size=0,
+            provenance=cls.provenance,
+            started=1_700_000_000.0,
+            ended=1_700_000_030.0,
+        )
+
+    @classmethod
+    def commit(cls, winner: int = 0, *, task: int = 0, artifact: str = "c" * 64) -> CommitRecord:
+        return CommitRecord(
+            replica=0,
+            task=task,
+            winner=cls.cell(winner),
+            point=Point(0.1 + 0.2, 60, (3, 2), 700),
+            unpruned=Score(90, 100),
+            validation=Score(60, 100),
+            test=Score(55, 100),
+            best=90,
+            needed=60,
+            candidates=(0, 1),
+            missing=(),
+            claimed=(3, 2),
+            free=(6, 7),
+            artifact=artifact,
+            size=99,
+            fingerprints=("f" * 64,) * (task + 1),
+            changed=0,
+            matrix=(Score(55, 100),) * (task + 1),
+            provenance=cls.provenance,
+            started=1_700_000_100.0,
+            ended=1_700_000_101.0,
+        )
+
+
+@pytest.fixture
+def make() -> type[Make]:
+    return Make
+
+
+@pytest.fixture
+def child() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts another Python process with a script and its arguments; whatever still runs at the end is killed."""
+    children: list[subprocess.Popen[str]] = []
+
+    def start(script: str, *arguments: str) -> subprocess.Popen[str]:
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        children.append(process)
+        return process
+
+    yield start
+    for process in children:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def as_nobody(tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """Gives up root's rights when called, until the test ends: root may read and write whatever the mode says."""
+    changed = False
+
+    def become() -> None:
+        nonlocal changed
+        if os.geteuid() == 0:
+            for folder in (tmp_path, *list(tmp_path.parents)[:3]):
+                if folder.is_relative_to(tempfile.gettempdir()) and folder != Path(tempfile.gettempdir()):
+                    folder.chmod(folder.stat().st_mode | 0o055)
+            os.seteuid(65534)
+            changed = True
+
+    yield become
+    if changed:
+        os.seteuid(0)

@@ -1,0 +1,103 @@
+"""What an experiment would do."""
+
+import json
+
+import pytest
+
+from search.errors import BadInput
+from search.grid import cells
+from search.machine import cores
+from search.reports.plan import plan
+
+
+def test_every_cell_is_there_in_full(experiment):
+    """One α a named layer, in every cell."""
+    (grid,) = plan(experiment(), "new", store=None)["grids"]
+    assert (grid["first"], grid["last"], grid["count"]) == (1, 3, 4)
+    for found, cell in zip(grid["cells"], cells(experiment(), 0), strict=True):
+        assert found == {
+            "cell": cell.index,
+            "alpha": dict(zip(("hidden1", "hidden2", "output"), cell.alpha, strict=True)),
+            "learning_rate": cell.learning_rate,
+        }
+    assert sorted(cell for stack in grid["stacks"] for cell in stack) == [0, 1, 2, 3]
+
+
+def test_what_auto_became(experiment):
+    workers = plan(experiment(), "new", store=None)["workers"]
+    assert workers == {"count": cores(), "device": "cpu", "threads": 1, "gpu": 0.0}
+
+
+def test_a_later_grid_of_its_own(experiment):
+    grid = {"alpha": [0.001, 0.002], "learning_rate": [0.001], "after_first": {"alpha": [0.003]}}
+    first, later = plan(experiment(grid=grid), "new", store=None)["grids"]
+    assert (first["first"], first["last"], later["first"], later["last"]) == (1, 1, 2, 3)
+    assert [cell["alpha"]["hidden1"] for cell in later["cells"]] == [0.003]
+
+
+def test_the_first_winner_as_the_later_grid(experiment):
+    grid = {"alpha": [0.001, 0.002], "learning_rate": [0.001], "after_first": "winner"}
+    _, later = plan(experiment(grid=grid), "new", store=None)["grids"]
+    assert later["cells"] == "the winner of the first task"
+    assert later["count"] == 1
+
+
+@pytest.mark.parametrize("head", ["single", "multi"])
+def test_the_disk_is_at_most_what_the_widths_say(experiment, head):
+    disk = plan(experiment(head=head), "new", store=None)["disk"]
+    network = 4 * (64 * 32 + 32 + 32 * 24 + 24 + 24 * 10 + 10)
+    assert disk["trial"] == network
+    assert disk["task"] == 4 * network
+    heads = 2 * 4 * (24 * 10 + 10) if head == "multi" else 0
+    assert disk["commits"] == 2 * (network + heads)
+
+
+def test_what_the_database_holds_of_that_name(store, experiment, simulate):
+    simulate(experiment(), stop_after=17)
+    report = plan(experiment(), "made-up", store=store)
+    assert report["held"]["run"] == "made-up"
+    (refused,) = report["refused"]
+    assert refused.startswith(f'data: was "{"d" * 64}", is ')
+    assert plan(experiment(), "other", store=store)["held"] is None
+
+
+def test_a_changed_experiment_is_said_to_be_refused(store, experiment, simulate):
+    simulate(experiment(), stop_after=1)
+    refused = plan(experiment(seed=4, replicas=5), "made-up", store=store)["refused"]
+    assert [line for line in refused if line.startswith("seed: was 0, is 4")]
+    assert not [line for line in refused if "replicas" in line]
+
+
+def test_warnings_of_the_experiment_are_passed_on(experiment):
+    warnings = plan(experiment(rule={"margin": 0.1}), "new", store=None)["warnings"]
+    assert [line for line in warnings if "margin" in line and "150" in line]
+
+
+def test_a_layer_that_will_run_out_is_foretold_from_the_claims_so_far(store, experiment, simulate):
+    few = experiment(tasks={"count": 2}, replicas=1)
+    simulate(few)
+    many = experiment(tasks={"count": 40}, replicas=1)
+    with store.take("made-up", experiment_json={}, data="", versions={}) as writer:
+        writer.update_run(many.to_json())
+    report = plan(many, "made-up", store=store)
+    commits = store.history("made-up").commits
+    claimed = (commits[0, 0].claimed[1] + commits[0, 1].claimed[1]) / 2
+    full = 3 + int(commits[0, 1].free[1] // claimed)
+    assert [line for line in report["warnings"] if "hidden2 has" in line and f"so task {full} of 40" in line]
+
+
+def test_data_that_are_missing_are_a_warning(experiment, tmp_path):
+    tasks = {"count": 2, "dataset": "mnist"}
+    report = plan(experiment(tasks=tasks), "new", store=None, data_dir=str(tmp_path))
+    assert [line for line in report["warnings"] if str(tmp_path) in line]
+
+
+def test_a_name_that_cannot_name_a_run_is_refused(experiment):
+    with pytest.raises(BadInput, match="cannot name a run"):
+        plan(experiment(), "../up", store=None)
+
+
+def test_the_report_is_json(store, experiment, simulate):
+    simulate(experiment(), stop_after=8)
+    report = plan(experiment(rule={"margin": [1, 2, 3]}), "made-up", store=store)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report

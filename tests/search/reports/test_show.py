@@ -1,0 +1,116 @@
+"""One commit explained."""
+
+import dataclasses
+import json
+
+import pytest
+
+from search.backends.simulated import Fate, World
+from search.errors import BadInput
+from search.records import dump
+from search.reports.show import show
+
+
+def test_the_last_commit_of_the_first_replica_is_explained(store, experiment, simulate):
+    simulate(experiment())
+    report = show(store, "made-up")
+    record = store.history("made-up").commits[0, 2]
+    assert (report["replica"], report["task"], report["count"]) == (1, 3, 3)
+    assert report["best"]["correct"] == record.best
+    assert report["needed"]["correct"] == record.needed
+    assert report["alpha"] == dict(zip(("hidden1", "hidden2", "output"), record.winner.alpha, strict=True))
+    assert (report["learning_rate"], report["theta"]) == (record.winner.learning_rate, record.point.theta)
+    assert report["validation"]["correct"] == record.validation.correct
+    assert report["test"]["correct"] == record.test.correct
+    assert tuple(report["claimed"].values()) == record.claimed
+    assert tuple(report["free"].values()) == record.free
+    assert report["fingerprint"] == record.fingerprint
+    assert report["explained"]
+    assert report["differed"] == []
+
+
+def test_candidates_are_those_of_the_record_each_at_the_largest_threshold_within_the_margin(
+    store, experiment, simulate
+):
+    """Promise 4: the records explain the commit."""
+    simulate(experiment())
+    for replica, task in store.history("made-up").commits:
+        report = show(store, "made-up", task=task + 1, replica=replica + 1)
+        history = store.history("made-up")
+        record = history.commits[replica, task]
+        trials = report["trials"]
+        assert tuple(trial["cell"] for trial in trials if trial["candidate"]) == record.candidates
+        assert [trial["cell"] for trial in trials if trial["winner"]] == [record.winner.index]
+        for trial in trials:
+            if not trial["candidate"]:
+                assert trial["pruned"] is None
+                assert trial["unpruned"]["correct"] < record.needed
+                continue
+            reaching = [p for p in history.cells[replica, task][trial["cell"]].staircase if p.correct >= record.needed]
+            assert trial["pruned"]["theta"] == max(reaching, key=lambda point: point.theta).theta
+
+
+def test_what_had_to_differ_is_said(store, experiment, simulate):
+    def plan(job, attempt):
+        lost = job.kind == "stack" and len(job.cells) > 1 and job.replica == 0 and attempt < 2
+        return Fate(1.0, lost="the worker died") if lost else Fate(1.0)
+
+    simulate(experiment(tasks={"count": 1}), plan=plan)
+    report = show(store, "made-up")
+    assert [line for line in report["differed"] if "trained in the stack (0) instead of (0, 1, 2, 3)" in line]
+    assert show(store, "made-up", replica=2)["differed"] == []
+
+
+def test_missing_cells_are_said(store, experiment, simulate):
+    def plan(job, attempt):
+        lost = job.kind == "stack" and any(cell.index == 2 for cell in job.cells)
+        return Fate(1.0, lost="out of memory") if lost else Fate(1.0)
+
+    simulate(experiment(tasks={"count": 1}, replicas=1, worker={"cells": 1}), plan=plan, allow_missing=True)
+    report = show(store, "made-up")
+    assert report["missing"] == [2]
+    assert report["differed"] == ["committed without cells 2, which were lost too often"]
+
+
+def test_diverged_trials_say_why(store, experiment, simulate):
+    simulate(experiment(replicas=1), world=World(diverges=lambda _, cell: cell.index == 1))
+    trial = show(store, "made-up")["trials"][1]
+    assert (trial["diverged"], trial["unpruned"], trial["candidate"]) == ("not finite after epoch 1", None, False)
+
+
+def test_a_commit_that_the_records_do_not_explain_is_said_to_be_so(store, experiment, simulate):
+    """Promise 4."""
+    simulate(experiment(tasks={"count": 1}, replicas=1))
+    record = store.history("made-up").commits[0, 0]
+    other = dataclasses.replace(record, winner=dataclasses.replace(record.winner, index=3 - record.winner.index))
+    with store.database.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE clnp_commits SET record = ?", (dump(other),))
+    assert not show(store, "made-up")["explained"]
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ({"replica": 3}, "--replica 3: run 'made-up' has replicas 1 to 2"),
+        ({"replica": 0}, "--replica 0: run 'made-up' has replicas 1 to 2"),
+        ({"task": 4}, "--task 4: run 'made-up' has tasks 1 to 3"),
+        ({"task": 0}, "--task 0: run 'made-up' has tasks 1 to 3"),
+        ({"task": 3}, r"replica 1: task 3 is not committed yet; tasks 1 to 1 are; status made-up"),
+    ],
+)
+def test_a_place_that_is_not_there_is_refused(store, experiment, simulate, place, message):
+    simulate(experiment(), stop_after=17)
+    with pytest.raises(BadInput, match=message):
+        show(store, "made-up", **place)
+
+
+def test_a_run_without_a_commit_is_refused(store, experiment, simulate):
+    simulate(experiment(), stop_after=1)
+    with pytest.raises(BadInput, match="no task is committed yet; status made-up"):
+        show(store, "made-up")
+
+
+def test_the_report_is_json(store, experiment, simulate):
+    simulate(experiment())
+    report = show(store, "made-up")
+    assert json.loads(json.dumps(report, allow_nan=False)) == report

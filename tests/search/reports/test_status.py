@@ -1,0 +1,92 @@
+"""How far a run is, as the database tells it."""
+
+import json
+
+import pytest
+
+from search.backends.simulated import World
+from search.errors import BadInput
+from search.reports.status import status
+
+
+def test_an_empty_database_has_no_runs(store):
+    assert status(store)["runs"] == []
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones(store, experiment, simulate):
+    simulate(experiment(), stop_after=1)
+    with pytest.raises(BadInput, match=r"no run is called 'other' in .*; it holds made-up"):
+        status(store, "other")
+
+
+def test_a_finished_run(store, experiment, simulate):
+    simulate(experiment())
+    (run,) = status(store)["runs"]
+    assert (run["state"], run["seconds_left"], run["running"], run["holder"]) == ("finished", 0.0, [], None)
+    assert run["units"] == {"hidden1": 32, "hidden2": 24}
+    commits = store.history("made-up").commits
+    for replica, found in enumerate(run["replicas"]):
+        assert found["replica"] == replica + 1
+        assert (found["committed"], found["task"], found["cells"]) == (3, None, None)
+        assert [test["correct"] for test in found["test"]] == [commits[replica, task].test.correct for task in range(3)]
+        assert tuple(found["free"].values()) == commits[replica, 2].free
+    assert run["last_attempt"]["outcome"] == "finished"
+
+
+def test_a_run_that_is_driven_now_shows_its_cells_and_jobs(store, experiment, simulate):
+    simulate(experiment(), stop_after=11, keep_lease=True)
+    (run,) = status(store, "made-up")["runs"]
+    history = store.history("made-up")
+    assert run["state"] == "running"
+    assert run["holder"]["live"]
+    for replica, found in enumerate(run["replicas"]):
+        task = found["task"] - 1
+        assert found["cells"]["finished"] == len(history.cells.get((replica, task), {}))
+        assert found["cells"]["total"] == 4
+    jobs = store.jobs("made-up")
+    assert [job["job"] for job in run["running"]] == [job.id for job in jobs]
+    assert len(jobs) > 0
+    out = sum(found["cells"]["running"] for found in run["replicas"])
+    assert out == sum(len(job.cells) for job in jobs if job.kind == "stack")
+    assert all(1 <= job["replica"] <= 2 and job["task"] >= 1 for job in run["running"])
+
+
+def test_before_the_first_commit_all_units_are_free(store, experiment, simulate):
+    simulate(experiment(), stop_after=1)
+    (run,) = status(store)["runs"]
+    assert run["replicas"][0]["free"] == {"hidden1": 32, "hidden2": 24}
+    assert run["seconds_left"] is None
+
+
+def test_diverged_cells_are_counted(store, experiment, simulate):
+    world = World(diverges=lambda _, cell: cell.index == 3)
+    simulate(experiment(replicas=1), stop_after=4, world=world)
+    (run,) = status(store)["runs"]
+    history = store.history("made-up").cells[0, 0]
+    assert (
+        run["replicas"][0]["cells"]["diverged"] == sum(record.diverged is not None for record in history.values()) > 0
+    )
+
+
+@pytest.mark.parametrize("stop_after", [13, 20, 25])
+def test_the_time_left_is_what_the_rest_takes(store, experiment, simulate, stop_after):
+    """Every job takes the same virtual time here, so the forecast must come close to what the rest then takes."""
+    simulate(experiment(), stop_after=stop_after)
+    (run,) = status(store)["runs"]
+    left = simulate(experiment())
+    assert run["seconds_left"] == pytest.approx(left, rel=0.35)
+
+
+def test_other_versions_are_said_as_the_attempt_wrote_them_down(store, experiment, simulate):
+    simulate(experiment(), stop_after=3)
+    with store.take("made-up", experiment_json={}, data="", versions={"torch": "2.14.0"}) as writer:
+        writer.note("since the last attempt: torch was 2.13.0, is 2.14.0")
+    (run,) = status(store)["runs"]
+    assert run["attempts"] == 2
+    assert run["notes"] == ["attempt 2: since the last attempt: torch was 2.13.0, is 2.14.0"]
+
+
+def test_the_report_is_json(store, experiment, simulate):
+    simulate(experiment(), stop_after=11, keep_lease=True)
+    report = status(store)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report

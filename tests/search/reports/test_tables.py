@@ -1,0 +1,114 @@
+"""Reports as tables: aligned, whole on a terminal of 80 columns, and plain in a pipe."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from search.backends.simulated import World
+from search.reports.experiments import experiments
+from search.reports.final import final
+from search.reports.plan import plan
+from search.reports.replay import replay
+from search.reports.show import show
+from search.reports.status import status
+from search.tables import TABLES, print_table
+
+FINGERPRINT = re.compile("[0-9a-f]{64}")
+
+
+def printed(table) -> str:
+    stream = io.StringIO()
+    print_table(table, stream)
+    return stream.getvalue()
+
+
+def on_terminal(table, width: int = 80) -> str:
+    console = Console(record=True, width=width, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+@pytest.fixture
+def run(store, experiment, simulate):
+    """A finished run with a diverged cell in every task."""
+    simulate(experiment(), world=World(diverges=lambda _, cell: cell.index == 3))
+    return experiment()
+
+
+@pytest.fixture
+def reports(store, run):
+    return {
+        "experiments": experiments(),
+        "final": final(store, run.name),
+        "plan": plan(run, run.name, store=store),
+        "replay": replay(store, run.name, "7"),
+        "show": show(store, run.name),
+        "status": status(store),
+        "verify": {"verdict": "nothing old has changed by a bit", "problems": ["a [b] c"], "remarks": ["d"]},
+        "deleted": {"run": run.name, "studies": 6, "rows": 1, "artifacts": 0},
+    }
+
+
+def test_every_report_has_a_table(reports):
+    assert reports.keys() == TABLES.keys()
+    for name, report in reports.items():
+        assert printed(TABLES[name](report)).strip()
+
+
+def test_no_table_is_cut_off_at_80_columns(reports):
+    for name, report in reports.items():
+        text = on_terminal(TABLES[name](report))
+        assert text.count("…") == printed(TABLES[name](report)).count("…"), name
+        assert max(map(len, text.splitlines())) <= 80, name
+
+
+def test_in_a_pipe_nothing_is_folded_coloured_or_padded(reports):
+    for name, report in reports.items():
+        text = printed(TABLES[name](report))
+        assert "\x1b" not in text, name
+        assert not [line for line in text.splitlines() if line != line.rstrip()], name
+    assert FINGERPRINT.search(printed(TABLES["show"](reports["show"])))
+
+
+def test_the_tasks_at_the_end_of_a_run(store, run, reports):
+    text = printed(TABLES["final"](reports["final"]))
+    commits = store.history(run.name).commits
+    assert text.count("measured again after each commit") == 2
+    for record in commits.values():
+        row = next(line for line in text.splitlines() if f"{100 * record.validation.accuracy:.2f} %" in line)
+        assert f"{record.claimed[0]}, {record.free[0]:>3}" in row
+    assert "6 commits, 0 of 6 old fingerprints changed, mean test accuracy" in text.splitlines()[-1]
+
+
+def test_a_changed_fingerprint_stands_out(reports):
+    report = {**reports["final"], "changed": 2}
+    console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(TABLES["final"](report))
+    assert "2 of 6 old fingerprints changed" in console.export_text(clear=False)
+    assert re.search(r"\x1b\[1;31m, 2 of 6", console.export_text(styles=True))
+
+
+def test_alpha_is_one_column_where_it_is_the_same_for_all_layers(store, experiment, simulate):
+    simulate(experiment(grid={"alpha": [0.001], "learning_rate": [0.001]}, replicas=1))
+    text = printed(TABLES["final"](final(store, "made-up")))
+    assert "α" in text
+    assert "output" not in text
+    assert "output" in printed(TABLES["plan"](plan(experiment(), "new", store=None)))
+
+
+def test_show_tells_the_commit_in_order(run, reports):
+    text = printed(TABLES["show"](reports["show"]))
+    facts = ["best accuracy", "cut line", "candidates", "winner", "α", "learning rate", "θ", "validation", "test"]
+    places = [text.index(f"\n  {fact}  ") for fact in facts]
+    assert places == sorted(places)
+    assert "diverged: not finite after epoch 1" in text
+
+
+def test_verify_shows_text_as_it_is(reports):
+    assert "a [b] c" in printed(TABLES["verify"](reports["verify"]))
+
+
+def test_an_empty_database_says_what_to_do(store):
+    assert "clnp-search run quickstart" in printed(TABLES["status"](status(store)))

@@ -1,0 +1,397 @@
+"""The command line, in this process and on real data; where imports matter, in a process of its own."""
+
+import io
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from search.cli import main
+from search.store import open_store
+
+ROOT = Path(__file__).parents[2]
+
+EXPERIMENT = {
+    "name": "small",
+    "tasks": {"count": 2},
+    "model": {"hidden": [24, 24]},
+    "replicas": 2,
+    "grid": {"alpha": [0.0003, 0.001], "learning_rate": [0.01]},
+    "training": {"epochs": 3},
+    "rule": {"margin": 3.0},
+}
+
+
+def write(folder: Path, **changes: object) -> str:
+    path = folder / "experiment.yaml"
+    path.write_text(yaml.safe_dump({**EXPERIMENT, **changes}))
+    return str(path)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def _no_storage_variable(monkeypatch):
+    monkeypatch.delenv("CLNP_SEARCH_STORAGE", raising=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with a run that was made by the command line, and what it printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    storage = f"sqlite:///{folder / 'small.db'}"
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", err)
+        code = main(["run", write(folder), "--backend", "inline", "--storage", storage])
+    assert code == 0, err.getvalue()
+    return folder, storage, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def storage(finished):
+    return finished[1]
+
+
+def test_run_ends_with_its_tables_and_tells_its_events_on_stderr(finished):
+    _, _, out, err = finished
+    assert out.count("measured again after each commit") == 2
+    assert "4 commits, 0 of 2 old fingerprints changed" in out
+    assert err.count("task committed") == 4
+    assert err.splitlines()[-1].endswith("run finished: all tasks are committed: 2 in each replica")
+
+
+def test_a_finished_run_prints_its_table_again(finished, storage, capsys):
+    folder, _, out, _ = finished
+    assert main(["run", str(folder / "experiment.yaml"), "--backend", "inline", "--storage", storage]) == 0
+    assert capsys.readouterr().out == out
+    assert main(["resume", "small", "--backend", "inline", "--storage", storage]) == 0
+    assert capsys.readouterr().out == out
+
+
+COMMANDS = {
+    "experiments": ["experiments"],
+    "plan": ["plan", "quickstart"],
+    "status": ["status", "small"],
+    "show": ["show", "small", "--task", "2", "--replica", "2"],
+    "replay": ["replay", "small", "--margin", "0.5"],
+    "verify": ["verify", "small"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_reports_are_tables_or_json_and_change_nothing(finished, storage, capsys, name):
+    folder = finished[0]
+    before = contents(folder)
+    assert main([*COMMANDS[name], "--storage", storage]) == 0
+    table = capsys.readouterr().out
+    assert main([*COMMANDS[name], "--storage", storage, "--format", "json"]) == 0
+    assert isinstance(json.loads(capsys.readouterr().out), dict)
+    assert table.strip()
+    assert not table.lstrip().startswith("{")
+    assert contents(folder) == before
+
+
+def test_plan_starts_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    """Nothing is there afterwards that was not there before, the database least of all."""
+    monkeypatch.chdir(tmp_path)
+    file = write(tmp_path)
+    before = contents(tmp_path)
+    for options in ([], ["--resolved"], ["--schema"], ["--set", "tasks.count=9", "replicas=3"], ["--name", "other"]):
+        assert main(["plan", file, *options]) == 0
+    assert contents(tmp_path) == before
+    assert "no database yet" in capsys.readouterr().out
+
+
+def test_plan_resolved_is_an_experiment_file_again(tmp_path, capsys):
+    assert main(["plan", write(tmp_path), "--resolved"]) == 0
+    first = capsys.readouterr().out
+    (tmp_path / "resolved.yaml").write_text(first)
+    assert main(["plan", str(tmp_path / "resolved.yaml"), "--resolved"]) == 0
+    assert capsys.readouterr().out == first
+    assert main(["plan", str(tmp_path / "resolved.yaml"), "--resolved", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == yaml.safe_load(first)
+
+
+def test_plan_schema_needs_no_experiment(capsys):
+    assert main(["plan", "--schema"]) == 0
+    assert "properties" in json.loads(capsys.readouterr().out)
+    assert main(["plan"]) == 2
+
+
+def test_verify_of_a_sound_run_is_one_line(storage, capsys):
+    """Promise 1."""
+    assert main(["verify", "small", "--storage", storage]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("nothing old has changed by a bit: 4 commits, 6 fingerprints, 6 test scores re-measured")
+    assert out.count("\n") == 1
+
+
+def test_verify_of_a_damaged_run_ends_with_3(finished, tmp_path, capsys):
+    storage, commit = damaged_copy(finished, tmp_path)
+    assert main(["verify", "small", "--storage", storage]) == 3
+    out = capsys.readouterr().out
+    assert f"{commit}.safetensors is damaged" in out
+    assert "2 problems" in out.splitlines()[-1]
+
+
+def test_a_run_that_needs_a_damaged_artifact_ends_with_3(finished, tmp_path, capsys):
+    """The message names the file and what can be recovered."""
+    storage, commit = damaged_copy(finished, tmp_path)
+    file = write(tmp_path, tasks={"count": 3})
+    assert main(["run", file, "--backend", "inline", "--storage", storage]) == 3
+    err = capsys.readouterr().err
+    assert f"{commit}.safetensors" in err
+    assert "Put back a copy of the file" in err
+
+
+def copied(finished, folder: Path) -> str:
+    shutil.copytree(finished[0], folder, dirs_exist_ok=True)
+    return f"sqlite:///{folder / 'small.db'}"
+
+
+def damaged_copy(finished, folder: Path) -> tuple[str, str]:
+    storage = copied(finished, folder)
+    with open_store(storage, create=False) as store:
+        commit = store.history("small").commits[0, 0].artifact
+        path = Path(store.run("small").artifacts) / f"{commit}.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 4
+    path.write_bytes(data)
+    return storage, commit
+
+
+def test_tasks_and_replicas_may_grow(finished, tmp_path, capsys):
+    storage = copied(finished, tmp_path)
+    file = write(tmp_path, tasks={"count": 3})
+    assert main(["run", file, "--backend", "inline", "--storage", storage, "--format", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [len(replica["tasks"]) for replica in report["replicas"]] == [3, 3]
+    assert report["changed"] == 0
+
+
+def test_delete_asks_for_the_name(finished, tmp_path, monkeypatch, capsys):
+    delete = ["delete", "small", "--storage", copied(finished, tmp_path)]
+    before = contents(tmp_path)
+    for typed in ("", "yes\n", "Small\n"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        assert main(delete) == 2
+    assert main([*delete, "--yes", "other"]) == 2
+    assert contents(tmp_path) == before
+    assert "nothing was deleted" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("small\n"))
+    assert main(delete) == 0
+    assert capsys.readouterr().out.startswith("small is deleted: 4 Optuna studies, ")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+# Where the database is named
+
+
+def test_the_storage_option_comes_first_then_the_file_then_the_variable(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    named = {}
+    for name in ("option", "file", "variable", "clnp-search"):
+        named[name] = f"sqlite:///{tmp_path / name}.db"
+        with open_store(named[name]):
+            pass
+    (tmp_path / "url").write_text(named["file"] + "\nnot this line\n")
+    options = ["--storage-file", "url", "--storage", named["option"]]
+    for found in ("option", "file", "variable", "clnp-search"):
+        if found == "file":
+            options = options[:2]
+        elif found == "variable":
+            options = []
+            monkeypatch.setenv("CLNP_SEARCH_STORAGE", named["variable"])
+        elif found == "clnp-search":
+            monkeypatch.delenv("CLNP_SEARCH_STORAGE")
+        assert main(["status", *options]) == 0
+        assert f"{found}.db" in capsys.readouterr().out
+
+
+# Bad input: a message of its own, exit code 2, nothing written
+
+
+BAD_EXPERIMENTS = {
+    "unknown key": ({"replica": 3}, r"replica is not a known key; did you mean replicas\?"),
+    "wrong type": ({"replicas": "two"}, r'replicas is "two"; '),
+    "empty grid": ({"grid": {"alpha": [], "learning_rate": [0.01]}}, r"grid.alpha is \[\]; "),
+    "duplicate cells": ({"grid": {"alpha": [0.1, 0.1], "learning_rate": [0.01]}}, "makes? the same cells"),
+    "negative alpha": ({"grid": {"alpha": [-1.0], "learning_rate": [0.01]}}, "negative"),
+    "infinite alpha": ({"grid": {"alpha": [float("inf")], "learning_rate": [0.01]}}, "finite"),
+    "learning rate": (
+        {"grid": {"alpha": [0.1], "learning_rate": [0]}},
+        r"learning_rate\[0\] is 0; give a number above 0",
+    ),
+    "margin below 0": ({"rule": {"margin": -1}}, r"rule.margin is -1; "),
+    "margin above 100": ({"rule": {"margin": 101}}, r"rule.margin is 101; "),
+    "alpha list": (
+        {"grid": {"alpha": [[0.1, 0.2]], "learning_rate": [0.01]}},
+        "one for each of hidden1, hidden2, output",
+    ),
+    "run name": ({"name": "../up"}, "'?.*../up.*beginning with a letter or digit"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_EXPERIMENTS)
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_bad_experiment(tmp_path, monkeypatch, capsys, case, command):
+    """Promise 8."""
+    changes, message = BAD_EXPERIMENTS[case]
+    refused(tmp_path, monkeypatch, capsys, [command, write(tmp_path, **changes)], message)
+
+
+BAD_COMMANDS = {
+    "no such experiment": (["run", "quickstar"], "neither a file nor a shipped experiment; did you mean quickstart"),
+    "run name": (["run", "quickstart", "--name", "a b"], "'a b' cannot name a run"),
+    "set": (["run", "quickstart", "--set", "training.epoch=1"], "did you mean training.epochs"),
+    "data missing": (["run", "permuted-mnist-small", "--data-dir", "nowhere"], "nowhere"),
+    "unknown driver": (["run", "quickstart", "--storage", "oracle://u:secret@h/d"], "unknown driver 'oracle'"),
+    "not a URL": (["status", "--storage", "u:secret@h"], "is not a database URL"),
+    "no database": (["status"], "there is no database at"),
+    "no folder": (["run", "quickstart", "--storage", "sqlite:///nowhere/a.db"], "does not exist"),
+    "no storage file": (["status", "--storage-file", "nowhere"], "--storage-file nowhere: No such file"),
+    "empty storage file": (["status", "--storage-file", os.devnull], "its first line is empty"),
+    "artifacts in a file": (["run", "quickstart", "--artifacts", "experiment.yaml"], "this is a file; give a folder"),
+    "no such GPU": (["run", "quickstart", "--set", "worker.gpu=1"], "a worker needs 1 cores and 1 GPUs"),
+    "margin": (["replay", "small", "--margin", "x"], "there is no database at"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_COMMANDS)
+def test_a_bad_command(tmp_path, monkeypatch, capsys, case):
+    """Promise 8."""
+    arguments, message = BAD_COMMANDS[case]
+    write(tmp_path)
+    err = refused(tmp_path, monkeypatch, capsys, arguments, message)
+    assert "secret" not in err
+
+
+def refused(folder, monkeypatch, capsys, arguments: list[str], message: str) -> str:
+    monkeypatch.chdir(folder)
+    before = contents(folder)
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("clnp-search: ")
+    assert "Traceback" not in err
+    assert re.search(message, err), err
+    assert contents(folder) == before
+    return str(err)
+
+
+def test_another_experiment_under_the_same_name(finished, storage, tmp_path, capsys):
+    file = write(tmp_path, seed=7)
+    before = contents(finished[0])
+    assert main(["run", file, "--backend", "inline", "--storage", storage]) == 2
+    err = capsys.readouterr().err
+    assert "seed: was 0, is 7" in err
+    assert "--name NEW" in err
+    assert contents(finished[0]) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status", "other"],
+        ["show", "other"],
+        ["replay", "other", "--margin", "1"],
+        ["verify", "other"],
+        ["delete", "other"],
+    ],
+)
+def test_an_unknown_run(storage, capsys, arguments):
+    assert main([*arguments, "--storage", storage]) == 2
+    assert "no run is called 'other'" in capsys.readouterr().err
+
+
+def test_a_password_is_never_printed(monkeypatch, capsys):
+    """Passwords in URLs are never printed."""
+    monkeypatch.setenv("CLNP_SEARCH_STORAGE", "postgresql+psycopg://user:s3cret@127.0.0.1:1/none")
+    assert main(["status"]) == 2
+    out, err = capsys.readouterr()
+    assert "s3cret" not in out + err
+    assert "127.0.0.1" in err
+
+
+def test_an_argument_that_is_not_understood_ends_with_2(capsys):
+    for arguments in (["frobnicate"], ["show"], ["replay", "small"], ["status", "--format", "xml"], []):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+    assert "usage: clnp-search" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["", "experiments", "plan", "run", "resume", "status", "show", "replay", "verify", "delete"]
+)
+def test_every_command_has_help_with_an_example(capsys, name):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"] if name else ["--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert f"\n  clnp-search {name or 'run quickstart'}" in out
+    assert "--storage" in out or not name
+
+
+# What is imported
+
+
+_PROGRAM = """
+import sys
+from search.cli import main
+try:
+    code = main({arguments!r})
+except SystemExit as ended:
+    code = ended.code
+print(code, [name for name in ("torch", "ray", "torchvision") if name in sys.modules], file=sys.stderr)
+"""
+
+
+def in_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = _PROGRAM.format(arguments=list(arguments))
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False, timeout=120
+    )
+
+
+@pytest.mark.parametrize("name", ["experiments", "status", "show", "replay"])
+def test_what_only_reads_records_imports_no_torch_and_no_ray(storage, name):
+    done = in_process(*COMMANDS[name], "--storage", storage)
+    assert done.stderr == "0 []\n"
+
+
+def test_help_imports_no_torch_and_no_ray_and_is_there_at_once():
+    """Start-up in CPU time, since the machine may be busy: the best of three."""
+    times = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = in_process("run", "--help")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert done.stderr == "0 []\n"
+    assert min(times) < 0.5
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "search", "--version"], capture_output=True, text=True, cwd=ROOT, check=True, timeout=60
+    )
+    assert done.stdout.startswith("clnp-search ")
+
+
+def test_a_reader_that_goes_away_is_no_error(storage):
+    program = f"{sys.executable} -m search experiments --format json | true"
+    done = subprocess.run(["sh", "-c", program], capture_output=True, text=True, cwd=ROOT, check=False, timeout=60)
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr

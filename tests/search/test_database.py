@@ -1,0 +1,271 @@
+"""The database: what it refuses, what it survives, what it never shows."""
+
+import copy
+import logging
+import pickle
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, text
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
+
+from search.database import Database
+from search.errors import BadInput, Unavailable
+from search.ledger import SCHEMA, Schema, create_tables
+from search.store import open_store
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nonsense", ["'nonsense' is not a database URL", "sqlite:///FILE", "postgresql+psycopg://"]),
+        ("postgresql://host:port/db", ["is not a database URL"]),
+        ("oracle://u:hush@h/db", ["unknown driver 'oracle'", "supported are"]),
+        ("postgresql+psycopg2://u:hush@h/db", ["unknown driver 'postgresql+psycopg2'", "postgresql+psycopg://"]),
+        ("mysql+pymysql://u:hush@h/db", ["MySQL", "not supported"]),
+        ("mariadb://u:hush@h/db", ["MariaDB", "not supported"]),
+        ("sqlite://", ["in memory"]),
+        ("sqlite:///:memory:", ["in memory"]),
+        ("sqlite:///file:x.db?uri=true", ["file: URIs"]),
+        ("sqlite:////no/such/folder/x.db", ["/no/such/folder does not exist", "--storage"]),
+        ("sqlite:////", ["is a folder"]),
+        ("postgresql://u:hush@h", ["names no database"]),
+        ("postgresql://u:hu@sh@h/db", ["%40"]),
+    ],
+)
+def test_refuses_a_url_with_its_own_message(url: str, words: list[str]) -> None:
+    with pytest.raises(BadInput) as caught:
+        Database(url)
+    for word in words:
+        assert word in str(caught.value)
+    assert "hush" not in str(caught.value)
+    assert "hu@sh" not in str(caught.value)
+
+
+def test_refuses_a_missing_file_unless_it_may_make_it(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"there is no database at .*x\.db"):
+        Database(f"sqlite:///{tmp_path}/x.db", create=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_refuses_a_file_that_is_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("not a database " * 1000)
+    with pytest.raises(BadInput, match=r"notes\.txt is not a sound SQLite database"):
+        Database(f"sqlite:///{path}")
+    assert path.read_text() == "not a database " * 1000
+
+
+def test_refuses_a_driver_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(BadInput, match=r"clnp-search\[postgres\]") as caught:
+        Database("postgresql://u:hush@h/db")
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("which", ["folder", "file"])
+def test_refuses_files_without_permission(tmp_path: Path, which: str, as_nobody: Callable[[], None]) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o755)
+    if which == "file":
+        Database(f"sqlite:///{folder}/x.db").close()
+        (folder / "x.db").chmod(0o400)
+    folder.chmod(0o555)
+    as_nobody()
+    with pytest.raises(BadInput, match=r"no permission to .*x\.db"):
+        Database(f"sqlite:///{folder}/x.db")
+    if which == "file":
+        with pytest.raises(BadInput, match="no permission to read"):
+            Database(f"sqlite:///{folder}/x.db", create=False)
+
+
+def test_refuses_a_server_that_does_not_answer() -> None:
+    with pytest.raises(BadInput, match=r"cannot be reached.*is the server running") as caught:
+        Database("postgresql://u:hush@127.0.0.1:1/db")
+    assert "hush" not in str(caught.value)
+
+
+def test_refuses_a_wrong_password_and_a_missing_database(postgres: Any) -> None:
+    with pytest.raises(BadInput, match="refuses the user or the password") as caught:
+        Database(postgres.url("postgres", password="hush-hush"))
+    assert "hush" not in str(caught.value)
+    with pytest.raises(BadInput, match="there is no such database; make it with: createdb nowhere"):
+        Database(postgres.url("nowhere"))
+
+
+def test_refuses_a_newer_schema(storage_url: str) -> None:
+    database = Database(storage_url)
+    create_tables(database)
+    with database.engine.begin() as connection:
+        connection.execute(Schema.__table__.update().values(version=SCHEMA + 6))
+    for create in (True, False):
+        with pytest.raises(BadInput, match=rf"version {SCHEMA + 6}.*up to {SCHEMA}.*--upgrade"):
+            open_store(storage_url, create=create)
+    database.close()
+
+
+def test_reading_makes_and_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    sqlite3.connect(path).execute("CREATE TABLE other (a)").connection.close()
+    before = path.read_bytes()
+    with pytest.raises(BadInput, match="holds no runs of clnp-search"):
+        open_store(f"sqlite:///{path}", create=False)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.db"]
+
+
+def test_passwords_are_never_shown(
+    postgres: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Passwords in URLs are never printed, logged or pickled."""
+    caplog.set_level(logging.DEBUG)
+    password = "s3cret/p@ss{w}%rd"
+    url = postgres.url("postgres")
+    store = open_store(url + "?application_name=x")
+    shown = [repr(store), str(store), repr(store.database), store.url, repr(store.database.engine)]
+    with pytest.raises(ProgrammingError) as caught:
+        store.database.retry(lambda: store.database.engine.connect().execute(text("SELECT no_such_column")))
+    shown += [str(caught.value), repr(caught.value)]
+    with pytest.raises(BadInput) as refused:
+        Database(url.replace("/postgres", "/nowhere") + "?sslpassword=othersecret")
+    shown += [str(refused.value), repr(refused.value)]
+    with pytest.raises(BadInput) as malformed:
+        Database(f"postgresql:/tester:{password}@h/db")
+    shown += [str(malformed.value)]
+    for thing in (store, store.database):
+        for leak in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match="holds database credentials"):
+                leak(thing)
+    store.close()
+    printed = capfd.readouterr()
+    for place in (*shown, caplog.text, printed.out, printed.err):
+        assert "s3cret" not in place
+        assert "rd@" not in place
+        assert "othersecret" not in place
+
+
+def test_a_password_in_the_query_part_works_and_is_not_shown(postgres: Any) -> None:
+    port = postgres.port
+    database = Database(f"postgresql://tester@127.0.0.1:{port}/postgres?password=s3cret%2Fp%40ss%7Bw%7D%25rd")
+    assert "s3cret" not in f"{database} {database.url} {database.engine!r}"
+    database.rdb_storage().engine.dispose()
+    database.close()
+
+
+def test_clock_is_in_seconds_since_1970(storage_url: str) -> None:
+    database = Database(storage_url)
+    with database.engine.connect() as connection:
+        first = database.clock(connection)
+        time.sleep(0.02)
+        assert 0.01 < database.clock(connection) - first < 5
+    assert abs(first - time.time()) < 5
+    database.close()
+
+
+def test_sqlite_pragmas(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/x.db")
+    with database.engine.connect() as connection:
+        values = [
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "foreign_keys", "busy_timeout")
+        ]
+    assert values == ["wal", 1, 3000]
+    database.close()
+
+
+def test_waits_for_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody ever reads "database is locked"."""
+    monkeypatch.setattr("search.database._BUSY_TIMEOUT", 0.2)
+    database = Database(f"sqlite:///{tmp_path}/x.db")
+    create_tables(database)
+    other = sqlite3.connect(tmp_path / "x.db", check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    timer = threading.Timer(0.8, other.commit)
+    timer.start()
+
+    def write() -> None:
+        with database.engine.begin() as connection:
+            connection.execute(insert(Schema).values(id=2, version=0))
+
+    database.retry(write)
+    timer.join()
+    other.close()
+    database.close()
+
+
+def _away() -> OperationalError:
+    return OperationalError("SELECT 1", {}, RuntimeError("server closed the connection"))
+
+
+class Fails:
+    """Work that fails so often."""
+
+    def __init__(self, times: int, error: Callable[[], DBAPIError] = _away) -> None:
+        self.left = times
+        self.error = error
+
+    def __call__(self) -> str:
+        self.left -= 1
+        if self.left >= 0:
+            raise self.error()
+        return "done"
+
+
+def test_tries_again_until_it_works_and_tells_an_outage_once(tmp_path: Path) -> None:
+    told: list[str] = []
+    database = Database(f"sqlite:///{tmp_path}/x.db", on_outage=told.append)
+    assert database.retry(Fails(3)) == "done"
+    assert told == []  # half a second is nothing to speak of
+    assert database.retry(Fails(6)) == "done"
+    assert len(told) == 1
+    assert "server closed the connection" in told[0]
+    database.close()
+
+
+def test_gives_up_when_the_patience_ends_or_nobody_wants_to_wait(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/x.db", patience=0.2)
+    with pytest.raises(Unavailable, match="the same command continues"):
+        database.retry(Fails(100))
+    patient = Database(f"sqlite:///{tmp_path}/x.db", patience=60)
+    threading.Timer(0.2, patient.hurry).start()
+    began = time.monotonic()
+    with pytest.raises(Unavailable):
+        patient.retry(Fails(100))
+    assert time.monotonic() - began < 2
+    database.close()
+    patient.close()
+
+
+def test_does_not_try_again_what_time_cannot_mend(storage_url: str) -> None:
+    database = Database(storage_url)
+    began = time.monotonic()
+    with pytest.raises((OperationalError, ProgrammingError)):
+        database.retry(lambda: database.engine.connect().execute(text("SELECT * FROM no_such_table")))
+    assert time.monotonic() - began < 1
+    database.close()
+
+
+def test_says_that_a_file_is_damaged(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/x.db")
+    create_tables(database)
+    database.close()
+    (tmp_path / "y.db").write_bytes((tmp_path / "x.db").read_bytes()[:100] + b"\xff" * 8000)
+    with pytest.raises(BadInput, match=r"y\.db is not a sound SQLite database"):
+        open_store(f"sqlite:///{tmp_path}/y.db")
+
+
+def test_survives_a_restart_of_the_server(postgres: Any, postgres_url: str) -> None:
+    told: list[str] = []
+    store = open_store(postgres_url, on_outage=told.append)
+    postgres.stop()
+    timer = threading.Timer(1.0, postgres.start)
+    timer.start()
+    assert store.runs() == []
+    timer.join()
+    store.close()

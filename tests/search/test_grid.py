@@ -1,0 +1,179 @@
+"""The cells of a task and the stacks that they form."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from search.experiment import Experiment
+from search.grid import cells, expected_share, stacks, warnings
+from search.records import Cell
+
+GRID: dict[str, Any] = {"alpha": [[1e-7, 1e-5, 1e-6], 1e-5], "learning_rate": [0.001, 0.002]}
+LATER: dict[str, Any] = {"alpha": [1e-4], "learning_rate": [0.002]}
+
+
+def experiment(**keys: Any) -> Experiment:
+    return Experiment.from_json({"grid": GRID, **keys})
+
+
+def test_cells_are_every_alpha_with_every_learning_rate_in_the_order_of_the_file() -> None:
+    spread = (1e-5,) * 3
+    assert cells(experiment(), 0) == (
+        Cell(0, (1e-7, 1e-5, 1e-6), 0.001),
+        Cell(1, (1e-7, 1e-5, 1e-6), 0.002),
+        Cell(2, spread, 0.001),
+        Cell(3, spread, 0.002),
+    )
+    assert cells(experiment(), 4) == cells(experiment(), 0)
+
+
+def test_a_single_alpha_goes_for_every_layer() -> None:
+    deep = Experiment.from_json({"model": {"hidden": [5, 4, 3]}, "grid": {"alpha": [0.5], "learning_rate": [1]}})
+    assert cells(deep, 0) == (Cell(0, (0.5,) * 4, 1.0),)
+
+
+def test_another_grid_from_the_second_task_on() -> None:
+    later = experiment(grid={**GRID, "after_first": LATER})
+    assert len(cells(later, 0)) == 4
+    assert cells(later, 1) == cells(later, 2) == (Cell(0, (1e-4,) * 3, 0.002),)
+    part = experiment(grid={**GRID, "after_first": {"alpha": [1e-4]}})
+    assert [cell.learning_rate for cell in cells(part, 1)] == [0.001, 0.002]
+
+
+def test_the_first_task_s_winner_alone() -> None:
+    winner = experiment(grid={**GRID, "after_first": "winner"})
+    won = cells(winner, 0, Cell(2, (1.0,) * 3, 1.0))[2]
+    assert won == Cell(2, (1e-5,) * 3, 0.001)
+    assert cells(winner, 3, won) == (Cell(0, won.alpha, won.learning_rate),)
+    with pytest.raises(ValueError, match="task 3 has the first task's winner for its grid"):
+        cells(winner, 3)
+    assert len(cells(experiment(), 3, won)) == 4
+
+
+def formed(count: int, *, workers: int, gpu: bool = False, **keys: Any) -> tuple[tuple[int, ...], ...]:
+    keys = {"grid": {"alpha": [1.0], "learning_rate": [0.1 * (place + 1) for place in range(count)]}, **keys}
+    one = Experiment.from_json(keys)
+    return stacks(one, cells(one, 0), workers=workers, gpu=gpu)
+
+
+def test_a_small_network_gives_each_worker_of_a_replica_one_stack() -> None:
+    assert formed(6, workers=1) == ((0, 1, 2, 3, 4, 5),)
+    assert formed(6, workers=2) == ((0, 1, 2), (3, 4, 5))
+    assert formed(6, workers=4, replicas=2) == ((0, 1, 2), (3, 4, 5))
+    assert formed(6, workers=3, replicas=2) == ((0, 1, 2), (3, 4, 5))
+    assert formed(6, workers=2, replicas=5) == ((0, 1, 2, 3, 4, 5),)
+    assert formed(3, workers=16) == ((0,), (1,), (2,))
+
+
+def test_a_large_network_trains_alone_on_a_cpu_and_stacked_on_a_gpu() -> None:
+    large: dict[str, Any] = {"model": {"hidden": [400, 400]}, "tasks": {"dataset": "mnist"}}
+    alone = ((0,), (1,), (2,), (3,))
+    assert formed(4, workers=2, **large) == alone
+    assert formed(4, workers=2, gpu=True, **large) == ((0, 1), (2, 3))
+    assert formed(4, workers=2, worker={"gpu": 0.5}, **large) == ((0, 1), (2, 3))
+    assert formed(4, workers=2, gpu=True, worker={"gpu": 0}, **large) == alone
+
+
+def test_the_size_is_the_one_asked_for() -> None:
+    assert formed(6, workers=1, worker={"cells": 4}) == ((0, 1, 2), (3, 4, 5))
+    assert formed(6, workers=8, worker={"cells": 99}) == ((0, 1, 2, 3, 4, 5),)
+
+
+@given(
+    count=st.integers(1, 100),
+    workers=st.integers(1, 40),
+    replicas=st.integers(1, 9),
+    wanted=st.just("auto") | st.integers(1, 50),
+    gpu=st.booleans(),
+)
+def test_stacks_hold_every_cell_once_in_order_and_evenly(
+    count: int, workers: int, replicas: int, wanted: int | str, gpu: bool
+) -> None:
+    made = formed(count, workers=workers, replicas=replicas, gpu=gpu, worker={"cells": wanted})
+    assert [index for stack in made for index in stack] == list(range(count))
+    sizes = {len(stack) for stack in made}
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= (32 if wanted == "auto" else int(wanted))
+
+
+# ── Warnings ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ROOMY: dict[str, Any] = {"grid": {"alpha": [1e-2], "learning_rate": [5e-3]}}
+
+
+def warned(**keys: Any) -> list[str]:
+    return warnings(Experiment.from_json({**ROOMY, **keys}))
+
+
+def test_nothing_is_said_of_an_experiment_that_fits() -> None:
+    assert warned() == []
+
+
+def test_a_margin_below_one_sample_is_said_with_its_number() -> None:
+    assert warned(rule={"margin": 0.5}) == [
+        "rule.margin is 0.5 in task 1: 0.75 of a validation sample (there are 150, one is 0.67 points), so that no "
+        "accuracy is given up"
+    ]
+    assert warned(rule={"margin": [1, 0.1, 1, 0.1, 1]}) == [
+        "rule.margin is 0.1 in task 2: 0.15 of a validation sample (there are 150, one is 0.67 points), so that no "
+        "accuracy is given up"
+    ]
+
+
+def test_a_margin_of_just_one_sample_is_not_less_than_one() -> None:
+    """In floating point 0.07 % of 10,000 samples is 7.000000000000001, and 2.3 % of 1,000 is 22.999999999999996."""
+    exact = {"tasks": {"dataset": "mnist"}, "validation": 1 / 6, "grid": {"alpha": [1.0], "learning_rate": [1.0]}}
+    assert warned(**exact, rule={"margin": 0.01}) == []
+    assert len(warned(**exact, rule={"margin": 0.00999})) == 1
+
+
+def test_early_stopping_is_said() -> None:
+    (line,) = warned(training={"early_stopping": True})
+    assert line.startswith("training.early_stopping is on: ")
+
+
+def test_an_alpha_too_weak_for_the_tasks_is_said_with_one_that_might_do() -> None:
+    weak: dict[str, Any] = {"grid": {"alpha": [[1.0, 1e-5, 1.0], 1e-6], "learning_rate": [2e-3]}}
+    (line,) = warned(**weak)
+    assert line.startswith("α looks too weak to leave room for 5 tasks: the largest for hidden2 is 1e-05, and")
+    assert "99% of its 128 units; try an α of 0.0062," in line
+    assert warned(**weak, head="multi") == []
+    assert warned(**weak, tasks={"count": 1}) == []
+    assert warned(grid={"alpha": [0.02], "learning_rate": [2e-3]}) == []
+
+
+def test_later_tasks_are_judged_by_their_own_grid() -> None:
+    assert len(warned(grid={**ROOMY["grid"], "after_first": {"alpha": [1e-6]}})) == 1
+    assert warned(grid={**ROOMY["grid"], "after_first": "winner"}) == []
+
+
+@pytest.mark.parametrize(
+    ("width", "alpha", "rate", "epochs", "measured"),
+    [
+        (2000, 1e-5, 2e-3, 2, 0.56),
+        (2000, 1e-5, 2e-3, 10, 0.18),
+        (2000, 1e-5, 2e-3, 30, 0.043),
+        (400, 1e-5, 1e-3, 5, 0.92),
+        (400, 1e-4, 1e-3, 5, 0.60),
+        (400, 1e-3, 1e-3, 5, 0.23),
+    ],
+)
+def test_the_rule_of_thumb_is_within_a_factor_of_two_of_what_was_measured(
+    width: int, alpha: float, rate: float, epochs: int, measured: float
+) -> None:
+    one = Experiment.from_json(
+        {
+            "tasks": {"dataset": "mnist"},
+            "model": {"hidden": [width, width]},
+            "grid": {"alpha": [alpha], "learning_rate": [rate]},
+            "training": {"epochs": epochs, "batch_size": 256},
+        }
+    )
+    assert 0.5 < expected_share(one, 0) / measured < 2
+
+
+def test_a_share_of_a_task_that_is_not_there_is_refused() -> None:
+    with pytest.raises(IndexError, match="there is no task 5: the experiment has 5"):
+        expected_share(Experiment(), 5)

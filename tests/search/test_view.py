@@ -1,0 +1,176 @@
+"""The live view: lines where there is no terminal, a table drawn in place where there is one."""
+
+import io
+import os
+import pty
+import threading
+import time
+
+import pytest
+from rich.console import Console
+
+from search.records import Score
+from search.snapshot import Event, ReplicaState, RunningJob, Snapshot
+from search.view import Lines, Screen, open_view, render
+
+SNAPSHOT = Snapshot(
+    replicas=(
+        ReplicaState(0, 2, 5, 4, 1, 6, (Score(290, 297), Score(288, 297)), (80, 64)),
+        ReplicaState(1, 5, 5, 0, 0, 0, tuple(Score(280 + task, 297) for task in range(5)), (11, 7)),
+    ),
+    running=(
+        RunningJob(7, "stack", 0, 2, (3, 4, 5), "here:12", 12, 30, 0.964),
+        RunningJob(8, "commit", 1, 4, (2,)),
+    ),
+)
+
+
+def drawn(width: int = 80) -> str:
+    console = Console(record=True, width=width, file=io.StringIO())
+    console.print(render("quickstart", SNAPSHOT, 83.0))
+    return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+
+def test_the_table_on_a_narrow_terminal():
+    assert drawn() == (
+        "quickstart  1 min 23 s\n"
+        "replica  task             cells                units free  test accuracy, %\n"
+        "1        task 3 of 5      4 of 6 (1 diverged)  80 + 64     97.64  96.97\n"
+        "2        all 5 committed                       11 + 7      94.28  94.61  94.95\n"
+        "                                                           95.29  95.62\n"
+        "\n"
+        "running        where              epoch           validation  worker\n"
+        "cells 3, 4, 5  replica 1, task 3  epoch 12 of 30  96.40 %     here:12\n"
+        "commit         replica 2, task 5                              waiting"
+    )
+
+
+def test_without_a_run_nothing_is_running():
+    console = Console(record=True, width=80, file=io.StringIO())
+    console.print(render("quickstart", Snapshot(SNAPSHOT.replicas, ()), 1.0))
+    assert "running" not in console.export_text()
+
+
+def test_the_view_goes_by_the_stream():
+    assert isinstance(open_view(io.StringIO()), Lines)
+
+
+def test_an_event_is_one_line():
+    stream = io.StringIO()
+    with open_view(stream) as view:
+        view.watch("quickstart", lambda: SNAPSHOT)
+        view.event(Event("cell finished", "alpha=0.1" * 40, 0, 1, 3))
+        view.event(Event("run finished", "all tasks are committed"))
+        view.note("since the last attempt: torch was 2.12, is 2.13")
+    lines = stream.getvalue().splitlines()
+    assert [line[10:] for line in lines] == [
+        "replica 1, task 2: cell finished: " + "alpha=0.1" * 40,
+        "run finished: all tasks are committed",
+        "since the last attempt: torch was 2.12, is 2.13",
+    ]
+    assert all(line[2] == line[5] == ":" for line in lines)
+
+
+def test_nothing_in_an_event_is_taken_for_markup():
+    stream = io.StringIO()
+    with open_view(stream) as view:
+        view.note("[bold]sqlite:///[x].db[/bold] :smile:")
+    assert stream.getvalue()[10:] == "[bold]sqlite:///[x].db[/bold] :smile:\n"
+
+
+def wait_for(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_a_quiet_period_has_one_line_of_progress():
+    stream = io.StringIO()
+    with Lines(Console(file=stream, soft_wrap=True), period=0.2) as view:
+        view.watch("quickstart", lambda: SNAPSHOT)
+        wait_for(lambda: stream.getvalue().count("\n") >= 2)
+    first = stream.getvalue().splitlines()[0]
+    assert first[10:] == (
+        "replica 1 task 3 of 5, 4 of 6 cells (1 diverged); replica 2 all 5 committed; "
+        "running: cells 3, 4, 5 epoch 12 of 30, commit"
+    )
+
+
+def test_a_period_with_events_has_no_line_of_progress():
+    stream = io.StringIO()
+    with Lines(Console(file=stream), period=2.0) as view:
+        view.watch("quickstart", lambda: SNAPSHOT)
+        for _ in range(30):
+            view.event(Event("task opened", "6 cells", 0, 0))
+            time.sleep(0.1)
+    assert "running:" not in stream.getvalue()
+
+
+class Terminal:
+    """A pseudo-terminal, and what was written to it."""
+
+    def __init__(self) -> None:
+        self._master, slave = pty.openpty()
+        self.stream = os.fdopen(slave, "w", encoding="utf-8")
+        self._pieces: list[bytes] = []
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                piece = os.read(self._master, 4096)
+            except OSError:
+                return
+            self._pieces.append(piece)
+
+    @property
+    def text(self) -> str:
+        return b"".join(self._pieces).decode(errors="replace")
+
+    def close(self) -> None:
+        self.stream.close()
+        self._thread.join(5)
+        os.close(self._master)
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    terminal = Terminal()
+    yield terminal
+    terminal.close()
+
+
+def test_a_terminal_shows_the_table_and_gets_its_cursor_back(terminal):
+    with open_view(terminal.stream) as view:
+        assert isinstance(view, Screen)
+        wait_for(lambda: "starting" in terminal.text)
+        view.watch("quickstart", lambda: SNAPSHOT)
+        wait_for(lambda: "task 3 of 5" in terminal.text and "epoch 12 of 30" in terminal.text)
+        view.event(Event("cell finished", "quiet", 0, 1, 3))
+        view.event(Event("task committed", "test 290 of 297 right", 0, 1))
+        wait_for(lambda: "replica 1, task 2: task committed: test 290 of 297 right" in terminal.text)
+    wait_for(lambda: terminal.text.count("\x1b[?25h") == 1)
+    assert terminal.text.count("\x1b[?25l") == 1
+    assert "quiet" not in terminal.text
+
+
+def test_events_from_many_threads_are_whole_lines():
+    stream = io.StringIO()
+    with open_view(stream) as view:
+        view.watch("quickstart", lambda: SNAPSHOT)
+        threads = [
+            threading.Thread(target=lambda: [view.event(Event("job lost", "worker died", 0, 0)) for _ in range(50)])
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 200
+    assert {line[10:] for line in lines} == {"replica 1, task 1: job lost: worker died"}

@@ -1,0 +1,375 @@
+"""What a worker returns, and what it refuses. Real training on the digits, two tasks, both kinds of head."""
+
+import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import clnp.commit
+import search.worker
+from clnp.activity import mean_activity
+from clnp.evaluation import logits
+from clnp.ownership import with_free
+from clnp.subnetwork import subnetwork
+from clnp.tasks.permutations import _PermutedTask
+from clnp.tensors import decode
+from clnp.thresholds import curve
+from clnp.training import open_task
+from search.artifacts import Artifacts
+from search.experiment import Experiment
+from search.memory import MemoryBook
+from search.records import CellRecord, CommitJob, Job, JobResult, Progress, StackJob
+from search.run import Run
+from search.worker import WorkerSettings, assemble, build_sequence, perform
+
+HEADS = ("single", "multi")
+
+
+def experiment(**changes: Any) -> Experiment:
+    plain = {
+        "tasks": {"count": 2},
+        "model": {"hidden": [40, 30]},
+        "grid": {"alpha": [1e-3, [1e-4, 1e-3, 1e-3]], "learning_rate": [0.005]},
+        "training": {"epochs": 3},
+        "rule": {"margin": 3},
+        "keep": "all",
+    }
+    return Experiment.model_validate({**plain, **changes})
+
+
+@dataclass(frozen=True)
+class Played:
+    """A run's jobs and their results, in order: stack, commit, stack, commit."""
+
+    experiment: Experiment
+    settings: WorkerSettings
+    jobs: tuple[Job, ...]
+    results: tuple[JobResult, ...]
+
+    def stack(self, task: int) -> StackJob:
+        job = self.jobs[2 * task]
+        assert isinstance(job, StackJob)
+        return job
+
+    def commit(self, task: int) -> CommitJob:
+        job = self.jobs[2 * task + 1]
+        assert isinstance(job, CommitJob)
+        return job
+
+    def cells(self, task: int) -> tuple[CellRecord, ...]:
+        return self.results[2 * task].cells
+
+
+@functools.cache
+def play(head: str, folder: Path) -> Played:
+    chosen, settings = experiment(head=head), WorkerSettings(str(folder), None, "cpu", 1)
+    book = MemoryBook()
+    sequence = build_sequence(chosen, 0, None)
+    run = Run(chosen, book, book, data=lambda _, task: sequence.sha256(task), workers=1)
+    jobs, results = [], []
+    while (job := run.next_job()) is not None:
+        jobs.append(job)
+        results.append(perform(job, settings))
+        run.take(job.id, results[-1])
+    assert run.finished, run.stopped
+    return Played(chosen, settings, tuple(jobs), tuple(results))
+
+
+@pytest.fixture(scope="module", params=HEADS)
+def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Played:
+    return play(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture
+def single(tmp_path_factory: pytest.TempPathFactory) -> Played:
+    return play("single", tmp_path_factory.getbasetemp() / "played-single")
+
+
+@pytest.fixture(autouse=True)
+def own_caches() -> None:
+    """No test sees a network or a task that another one had reason to spoil."""
+    for cached in (search.worker._sequence, search.worker._task, search.worker._assembled):
+        cached.cache_clear()
+
+
+def bits(record: Any) -> Any:
+    """A record without when it came about."""
+    return replace(record, started=0.0, ended=0.0)
+
+
+def test_a_stack_returns_what_its_members_scored(played: Played) -> None:
+    """Promise 2: every point of a recorded staircase was scored by the canonical evaluator."""
+    job = played.stack(1)
+    network = open_task(assemble(played.experiment, job.commits, Artifacts(played.settings.artifacts)), seed=0)
+    task = build_sequence(played.experiment, 0, None).task(1)
+    for record in played.cells(1):
+        assert record.artifact is not None
+        assert record.score is not None
+        free = decode(Artifacts(played.settings.artifacts).get(record.artifact))
+        member = with_free(network, free)
+        whole = curve(member, mean_activity(member, task.train.x), task.validation)
+        assert record.score.correct == whole[0].correct
+        assert record.score.total == len(task.validation)
+        best = -1
+        for point in reversed(whole):
+            if point.correct > best:
+                assert point in record.staircase
+                best = point.correct
+        assert record.size == len(Artifacts(played.settings.artifacts).get(record.artifact))
+        assert record.provenance.stack == (0, 1)
+        assert record.provenance.threads == 1
+        assert record.provenance.device.startswith("cpu")
+        assert record.provenance.versions["torch"] == torch.__version__
+        assert record.epoch == 3
+        assert len(record.epochs) == 3
+        assert record.majority == int(task.validation.y.bincount().max())
+        assert record.started < record.ended
+
+
+def test_the_same_job_gives_the_same_bits(played: Played) -> None:
+    """Promise 3: a stack that runs again has the same records, hash for hash."""
+    for job, result in zip(played.jobs, played.results, strict=True):
+        again = perform(job, played.settings)
+        assert list(map(bits, again.cells)) == list(map(bits, result.cells))
+        if result.commit is not None:
+            assert bits(again.commit) == bits(result.commit)
+
+
+def test_progress_is_told_after_every_epoch_and_scan(single: Played) -> None:
+    told: list[Progress] = []
+    result = perform(single.stack(0), single.settings, told.append)
+    assert [progress.epoch for progress in told] == [1, 2, 3, 3, 3]
+    assert {progress.epochs for progress in told} == {3}
+    best = max(record.epochs[-1] for record in result.cells) / 150
+    assert told[2].accuracy == best
+
+
+def test_what_report_raises_ends_the_job(single: Played) -> None:
+    class StopError(Exception):
+        pass
+
+    def report(progress: Progress) -> None:
+        if progress.epoch == 2:
+            raise StopError
+
+    with pytest.raises(StopError):
+        perform(single.stack(0), single.settings, report)
+
+
+def test_a_stack_never_opens_the_test_split(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise 5: the test split stays closed until the commit."""
+
+    def opened(_: object) -> None:
+        raise AssertionError("a stack opened the test split")
+
+    monkeypatch.setattr(_PermutedTask, "open_test", opened)
+    for task in (0, 1):
+        assert perform(played.stack(task), played.settings).cells
+
+
+def test_a_commit_opens_its_test_split_after_committing(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise 5: of the open task; the earlier ones' splits are open already."""
+    order: list[str] = []
+    own = build_sequence(played.experiment, 0, None).task(1)._permutation  # type: ignore[attr-defined]
+
+    def open_test(task: _PermutedTask) -> Any:
+        order.append("own test" if torch.equal(task._permutation, own) else "earlier test")
+        return real_open(task)
+
+    def commit(*arguments: Any) -> None:
+        order.append("commit")
+        real_commit(*arguments)
+
+    real_open, real_commit = _PermutedTask.open_test, search.worker.commit
+    monkeypatch.setattr(_PermutedTask, "open_test", open_test)
+    monkeypatch.setattr(search.worker, "commit", commit)
+    assert perform(played.commit(1), played.settings).commit is not None
+    assert order.index("commit") < order.index("own test")
+    assert "own test" not in order[: order.index("commit")]
+
+
+def test_a_member_whose_scan_raises_fails_alone(single: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    scanned = []
+
+    def staircase(*arguments: Any) -> Any:
+        scanned.append(arguments)
+        if len(scanned) == 1:
+            raise RuntimeError("out of memory")
+        return real(*arguments)
+
+    real = search.worker.staircase
+    monkeypatch.setattr(search.worker, "staircase", staircase)
+    result = perform(single.stack(0), single.settings)
+    assert result.failures == {0: "RuntimeError: out of memory"}
+    assert list(map(bits, result.cells)) == [bits(single.cells(0)[1])]
+
+
+def test_a_diverged_member_is_a_result_and_touches_no_other(single: Played) -> None:
+    job = single.stack(0)
+    wild = replace(job.cells[0], learning_rate=1e30)
+    result = perform(replace(job, cells=(wild, job.cells[1])), single.settings)
+    assert not result.failures
+    diverged, other = result.cells
+    assert diverged.diverged is not None
+    assert (diverged.score, diverged.artifact, diverged.size, diverged.staircase) == (None, None, 0, ())
+    assert bits(other) == bits(single.cells(0)[1])
+
+
+def test_a_commit_measures_every_task_again(played: Played) -> None:
+    """Promise 1: fingerprints unchanged and logits equal, in one process on one device."""
+    artifacts = Artifacts(played.settings.artifacts)
+    first, second = played.results[1].commit, played.results[3].commit
+    assert first is not None
+    assert second is not None
+    assert (first.changed, second.changed) == (0, 0)
+    assert second.fingerprints[0] == first.fingerprint
+    assert len(second.fingerprints) == len(second.matrix) == 2
+    assert second.matrix[0] == first.test
+    assert second.test == second.matrix[1]
+    assert second.claimed == played.commit(1).point.claimed
+    assert second.validation.correct == played.commit(1).point.correct
+    commits = played.commit(1).commits
+    before = assemble(played.experiment, commits, artifacts)
+    last = replace(commits[0], task=1, artifact=second.artifact, fingerprint=second.fingerprint)
+    after = assemble(played.experiment, (*commits, last), artifacts)
+    x = build_sequence(played.experiment, 0, None).task(0).open_test().x
+    assert torch.equal(logits(subnetwork(before, 0), x), logits(subnetwork(after, 0), x))
+    assert second.free == tuple(int((after.owner(layer) == -1).sum()) for layer in after.hidden)
+
+
+def test_a_missing_cut_is_seen(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise 1: without severing the sub-network's answer stays, and the whole network's does not."""
+    monkeypatch.setattr(clnp.commit, "sever", lambda *_: None)
+    failure = perform(played.commit(1), played.settings).failure
+    assert failure is not None
+    assert failure.kind == "damage"
+
+
+def test_an_old_entry_that_moves_is_counted(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise 1: measured again, never copied."""
+
+    def spoil(network: Any, claims: Any) -> None:
+        real(network, claims)
+        layer = network.hidden[0]
+        network.linear(layer).bias[(network.owner(layer) == 0).nonzero()[0]] += 1e-6
+
+    real = search.worker.commit
+    monkeypatch.setattr(search.worker, "commit", spoil)
+    result = perform(played.commit(1), played.settings)
+    assert result.commit is not None
+    assert result.commit.changed == 1
+    assert result.commit.fingerprints[0] != played.commit(1).commits[0].fingerprint
+
+
+def test_a_changed_answer_is_counted(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise 1: the logits are compared as well as the fingerprints."""
+    real, calls = search.worker.logits, []
+
+    def answer(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return real(*arguments) + (1e-6 if len(calls) > 1 else 0.0)
+
+    monkeypatch.setattr(search.worker, "logits", answer)
+    result = perform(played.commit(1), played.settings)
+    assert result.commit is not None
+    assert result.commit.changed == 1
+
+
+@pytest.mark.parametrize("wrong", ["right answers", "threshold"])
+def test_only_what_was_scored_is_committed(played: Played, wrong: str) -> None:
+    """Promise 2."""
+    job = played.commit(0)
+    if wrong == "threshold":
+        point = replace(job.point, theta=None)
+    else:
+        point = replace(job.point, correct=job.point.correct + 1)
+    failure = perform(replace(job, point=point), played.settings).failure
+    assert failure is not None
+    assert failure.kind == "damage"
+    assert "was recorded with" in failure.text
+
+
+def test_damaged_tensors_are_named(single: Played, tmp_path: Path) -> None:
+    job = single.commit(1)
+    for sha256 in (job.artifact, job.commits[0].artifact):
+        for content in (b"nonsense", None):
+            copy = Artifacts(str(tmp_path / sha256[:8] / str(content is None)))
+            for each in Artifacts(single.settings.artifacts).list():
+                copy.put(Artifacts(single.settings.artifacts).get(each))
+            file = Path(copy.location) / f"{sha256}.safetensors"
+            file.unlink() if content is None else file.write_bytes(content)
+            failure = perform(job, replace(single.settings, artifacts=copy.location)).failure
+            assert failure is not None
+            assert failure.kind == "damage"
+            assert file.name in failure.text
+
+
+def test_another_fingerprint_is_damage(played: Played) -> None:
+    job = played.stack(1)
+    commits = (replace(job.commits[0], fingerprint="0" * 64),)
+    failure = perform(replace(job, commits=commits), played.settings).failure
+    assert failure is not None
+    assert failure.kind == "damage"
+    assert "fingerprint" in failure.text
+
+
+def test_other_data_are_refused(single: Played) -> None:
+    failure = perform(replace(single.stack(0), data="0" * 64), single.settings).failure
+    assert failure is not None
+    assert failure.kind == "input"
+    assert "0" * 64 in failure.text
+
+
+def test_a_missing_data_set_is_refused(single: Played, tmp_path: Path) -> None:
+    mnist = experiment(tasks={"count": 2, "dataset": "mnist"})
+    job = replace(single.stack(0), experiment=mnist.to_json())
+    failure = perform(job, replace(single.settings, data_dir=str(tmp_path))).failure
+    assert failure is not None
+    assert failure.kind == "input"
+
+
+def test_a_full_layer_is_impossible(tmp_path: Path) -> None:
+    """Task 1 keeps every unit, so the shared output layer has nothing left to give task 2."""
+    chosen = experiment(model={"hidden": [8, 4]}, rule={"margin": 0}, training={"epochs": 1})
+    settings = WorkerSettings(str(tmp_path), None, "cpu", 1)
+    book, sequence = MemoryBook(), build_sequence(chosen, 0, None)
+    run = Run(chosen, book, book, data=lambda _, task: sequence.sha256(task), workers=1)
+    job = run.next_job()
+    assert isinstance(job, StackJob)
+    result = perform(job, settings)
+    keep_all = tuple(replace(r, staircase=(replace(r.staircase[0], theta=None),)) for r in result.cells)
+    for record in keep_all:
+        assert record.score is not None
+    whole = tuple(
+        replace(r, staircase=(replace(r.staircase[0], correct=r.score.correct, claimed=(8, 4)),))  # type: ignore[union-attr]
+        for r in keep_all
+    )
+    run.take(job.id, replace(result, cells=whole))
+    commit = run.next_job()
+    assert isinstance(commit, CommitJob), run.stopped
+    run.take(commit.id, perform(commit, settings))
+    stack = run.next_job()
+    assert isinstance(stack, StackJob), run.stopped
+    failure = perform(stack, settings).failure
+    assert failure is not None
+    assert failure.kind == "impossible"
+
+
+def test_threads_and_determinism_are_set_on_purpose(single: Played) -> None:
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(False)
+    perform(single.stack(0), single.settings)
+    assert torch.get_num_threads() == 1
+    assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_caches_are_bounded(single: Played) -> None:
+    for cached in (search.worker._sequence, search.worker._task, search.worker._assembled):
+        assert cached.cache_info().maxsize is not None
+    perform(single.stack(1), single.settings)
+    perform(single.commit(1), single.settings)
+    assert search.worker._assembled.cache_info().hits == 1
+    assert search.worker._task.cache_info().hits == 1
