@@ -29,7 +29,7 @@ def scan(
 
     Units go one after another as θ rises, and taking unit j out of layer l is a rank-one update of layer l+1's
     pre-activations; what lies deeper is computed again at the width that is left. For a 784-400-400-10 network
-    the 500 to 700 thresholds cost as much as 7 to 14 forward passes, where each alone would cost up to one.
+    the 500 to 700 thresholds cost as much as 6 to 10 forward passes, where each alone would cost up to one.
 
     The numbers differ from the canonical ones by rounding. A sample counts as surely right, or wrong, where its right
     class is ahead of, or behind, the best other one by more than ``tolerance`` times the largest logit around it (of

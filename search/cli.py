@@ -260,7 +260,7 @@ def _existing(options: argparse.Namespace) -> "Store | None":
 
 def _is_new(options: argparse.Namespace) -> bool:
     """Whether the database is a file that is not there yet."""
-    scheme, _, file = _url(options).partition(":///")
+    scheme, _, file = _url(options).partition("?")[0].partition(":///")
     return scheme in ("sqlite", "sqlite+pysqlite") and bool(file) and not Path(file).exists()
 
 

@@ -88,10 +88,10 @@ class Grid(Section):
     """What is tried on each task: every α with every learning rate."""
 
     alpha: _Alphas = Field(
-        default=(3e-3, 1e-2, 3e-2),
+        default=(5e-4, 1e-3, 2e-3),
         description="Coefficients of the L1 term on free weights. Each entry: one value, or one a layer, output last.",
     )
-    learning_rate: _LearningRates = Field(default=(2e-3, 5e-3), description="Learning rates of the optimizer.")
+    learning_rate: _LearningRates = Field(default=(5e-3, 1e-2), description="Learning rates of the optimizer.")
     after_first: Annotated[AfterFirst | Literal["winner"] | None, BeforeValidator(_after_first)] = Field(
         default=None, description="Another grid from the second task on, or winner: the first task's choice alone."
     )
@@ -141,7 +141,7 @@ class Training(Section):
     epochs: Count = Field(
         default=30, description="Epochs a task. Sparsity grows with them, long after accuracy has settled."
     )
-    batch_size: Count = Field(default=64, description="Samples a step.")
+    batch_size: Count = Field(default=32, description="Samples a step.")
     optimizer: Annotated[_Optimizer, choice(_Optimizer)] = Field(default="adam", description="adam or sgd.")
     momentum: Momentum = Field(default=0.0, description="Momentum of sgd.")
     early_stopping: Flag = Field(

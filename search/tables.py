@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from search.text import clock, duration, number, percent, plural, size, theta
+from search.text import clock, duration, members, number, percent, plural, size, theta
 
 __all__ = [
     "TABLES",
@@ -45,9 +45,7 @@ def grid(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
     for column in columns:
         justify: Literal["left", "right"] = "right" if column.startswith(">") else "left"
-        table.add_column(
-            column.lstrip(">~"), justify=justify, no_wrap=not column.startswith("~"), overflow="fold"
-        )
+        table.add_column(column.lstrip(">~"), justify=justify, no_wrap=not column.startswith("~"), overflow="fold")
     return table
 
 
@@ -71,7 +69,7 @@ def final(report: Mapping[str, Any]) -> RenderableType:
             parts += [Text(), Text("test accuracy in %, measured again after each commit", style="bold")]
             parts.append(_matrix(replica["matrix"]))
         parts.append(Text())
-    return Group(*parts, _verdict(report))
+    return Group(*parts, *map(Text, _missing(report)), _verdict(report))
 
 
 def _tasks(report: Mapping[str, Any], replica: Mapping[str, Any]) -> Table:
@@ -109,6 +107,14 @@ def _matrix(matrix: list[list[Mapping[str, Any]]]) -> Table:
     for task, row in enumerate(matrix, start=1):
         table.add_row(str(task), *(f"{100 * entry['accuracy']:.2f}" for entry in row))
     return table
+
+
+def _missing(report: Mapping[str, Any]) -> Iterable[str]:
+    for replica in report["replicas"]:
+        for task in replica["tasks"]:
+            if task["missing"]:
+                place = f"replica {replica['replica']}, task {task['task']}"
+                yield f"{place} was committed without {members(task['missing'])}, lost too often"
 
 
 def _verdict(report: Mapping[str, Any]) -> Text:
@@ -173,7 +179,7 @@ def _cells(cells: Mapping[str, int] | None) -> str:
 def _jobs(run: Mapping[str, Any]) -> Table:
     table = grid("job", ">replica", ">task", "worker", ">epoch", ">validation", "since")
     for job in run["running"]:
-        what = "commit" if job["kind"] == "commit" else f"cells {', '.join(map(str, job['cells']))}"
+        what = "commit" if job["kind"] == "commit" else members(job["cells"])
         accuracy = "" if job["accuracy"] is None else percent(job["accuracy"])
         place = (str(job["replica"]), str(job["task"]))
         table.add_row(what, *place, job["worker"] or "–", str(job["epoch"]), accuracy, clock(job["started"]))
@@ -220,7 +226,7 @@ def _facts(report: Mapping[str, Any]) -> Table:
         "α": alpha,
         "learning rate": number(report["learning_rate"]),
         "θ": theta(report["theta"]),
-        "validation": f"{_score(report['validation'])} ({_score(report['unpruned'])} before pruning)",
+        "validation": f"{_score(report['validation'])}, before pruning {_score(report['unpruned'])}",
         "test": _score(report["test"]),
     }
     if not report["explained"]:
@@ -253,7 +259,7 @@ def _origin(report: Mapping[str, Any]) -> RenderableType:
     facts = {
         "fingerprint": report["fingerprint"],
         "tensors": f"{report['artifact']} ({size(report['size'])})",
-        "trained": f"in a stack of cells {', '.join(map(str, trained['stack']))}" if trained else "not recorded",
+        "trained": f"in a stack of {members(trained['stack'])}" if trained else "not recorded",
         "device": f"{origin['device']}, {plural(origin['threads'], 'thread')}",
         "versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
         "committed": f"{clock(report['ended'])}, in {duration(report['ended'] - report['started'])}",
@@ -319,7 +325,7 @@ def _score(score: Mapping[str, Any]) -> str:
 def _pairs(facts: Mapping[str, str]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column(style="dim", no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in facts.items():
         table.add_row(name, value)
     return table

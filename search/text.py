@@ -1,10 +1,10 @@
 """How numbers, times and sizes are written for people."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-__all__ = ["clock", "duration", "number", "numbers", "percent", "plural", "size", "theta"]
+__all__ = ["clock", "duration", "members", "number", "numbers", "percent", "plural", "size", "theta"]
 
 
 def percent(share: float) -> str:
@@ -23,6 +23,18 @@ def number(value: float, *, digits: int = 6) -> str:
 def numbers(values: Iterable[float]) -> str:
     """One number a layer: ``80 + 102`` stays readable where commas would look like a list."""
     return " + ".join(number(value) for value in values)
+
+
+def members(cells: Sequence[int]) -> str:
+    """The cells of a stack: ``cell 3``, ``cells 0–5``, ``cells 0–2, 5``."""
+    runs: list[list[int]] = []
+    for cell in cells:
+        if runs and cell == runs[-1][-1] + 1:
+            runs[-1].append(cell)
+        else:
+            runs.append([cell])
+    text = ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return f"cells {text}" if len(cells) > 1 else f"cell {text}"
 
 
 def theta(value: float | None, *, digits: int = 6) -> str:

@@ -13,7 +13,7 @@ from rich.text import Text
 from search.book import place
 from search.snapshot import Event, ReplicaState, RunningJob, Snapshot
 from search.tables import grid
-from search.text import duration, numbers, percent
+from search.text import duration, members, numbers, percent
 
 __all__ = ["Lines", "Screen", "View", "open_view", "render"]
 
@@ -183,9 +183,7 @@ def _cells(state: ReplicaState, form: str) -> str:
 
 
 def _what(job: RunningJob) -> str:
-    if job.kind == "commit":
-        return "commit"
-    return f"cell {job.cells[0]}" if len(job.cells) == 1 else f"cells {', '.join(map(str, job.cells))}"
+    return "commit" if job.kind == "commit" else members(job.cells)
 
 
 def _epoch(job: RunningJob) -> str:

@@ -20,6 +20,8 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output, which is silent when it is told to be
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a worker without a GPU keeps the environment it had
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths stay what they are
+    "RAY_DEDUP_LOGS_ALLOW_REGEX": "(?!)",  # of what Ray's daemons have to say nothing is printed,
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # and every line is dropped
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it prints a trace for a SIGTERM
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

@@ -208,15 +208,18 @@ class Delivery(_Unpickled, TrialProgressCallback):
 
 
 def _why(trial: Trial) -> str:
-    """The reason of an error in a line, from the file that Tune wrote."""
+    """The reason of an error in a line, from the file that Tune wrote.
+
+    Its first line counts failures. A task that raised follows with its frames, what it raised last; a worker that
+    died with what Ray knows of it, the plainest first.
+    """
     try:
-        lines = [line.strip() for line in Path(trial.error_file or "").read_text().splitlines() if line.strip()]
+        text = Path(trial.error_file or "").read_text()
     except OSError:
         return "its worker ended; Tune kept no reason"
-    text = lines[1:]  # the first line counts failures
-    if any(line.startswith("Traceback") for line in text):
-        return first_line(text[-1])
-    return first_line("\n".join(text))
+    lines = [line for line in text.splitlines()[1:] if line.strip()]
+    raised = bool(lines) and "ray::" in lines[0]
+    return first_line(lines[-1] if raised else "\n".join(lines))
 
 
 def work(config: dict[str, Any]) -> None:

@@ -64,7 +64,9 @@ class Inline(LiveBackend):
 
         future: Future[JobResult] = executor.submit(perform, job, settings, report)
         while not wait((future,), _POLL).done:
-            if self.stop.is_set():
+            if self.stop.is_set() or run.over:
+                # Over with a job out: the lease is lost, and nothing that comes back can be written.
+                self.stop.set()
                 return
         error = future.exception()
         if isinstance(error, _StoppedError):

@@ -1,6 +1,7 @@
 """The backend on Ray Tune: one ``Tuner.fit()`` for the whole run, whose trials are the run's jobs."""
 
 import queue
+import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +136,7 @@ class Tune(LiveBackend):
                 trial_name_creator=_trial_name,
             ),
             run_config=tune.RunConfig(
-                name="tune",
+                name=f"tune-{uuid.uuid4().hex[:8]}",  # two under one name would mix their files
                 storage_path=self._cluster.folder,
                 verbose=0,
                 callbacks=[Delivery(exchange, jobs)],

@@ -10,6 +10,7 @@ from search.replica import pick_winner
 from search.reports.common import Known, Report, cell, layers, provenance, read_run, score
 from search.reports.final import task_row
 from search.store import Store
+from search.text import members
 
 __all__ = ["show"]
 
@@ -117,14 +118,14 @@ def _differed(known: Known, record: CommitRecord) -> list[str]:
     """What could not be as it was meant to be: the bits of these records may depend on it."""
     lines = []
     if record.missing:
-        lines.append(f"committed without cells {', '.join(map(str, record.missing))}, which were lost too often")
+        lines.append(f"committed without {members(record.missing)}, lost too often")
     opening = known.opening(record.replica, record.task)
     stacks = {index: stack for stack in (opening.stacks if opening else ()) for index in stack}
     for index, found in sorted(known.cells(record.replica, record.task).items()):
         planned = stacks.get(index, found.provenance.stack)
         if tuple(found.provenance.stack) != tuple(planned):
             lines.append(
-                f"cell {index} trained in the stack {_list(found.provenance.stack)} instead of {_list(planned)}"
+                f"cell {index} trained in a stack of {members(found.provenance.stack)} instead of {members(planned)}"
             )
         lines.extend(f"cell {index} {line}" for line in _against(found, record))
     return lines
@@ -137,7 +138,3 @@ def _against(found: CellRecord, record: CommitRecord) -> list[str]:
     names = sorted(set(cells.versions) | set(commit.versions))
     pairs += [(name, cells.versions.get(name, "none"), commit.versions.get(name, "none")) for name in names]
     return [f"trained with {name} {was}, committed with {now}" for name, was, now in pairs if was != now]
-
-
-def _list(stack: tuple[int, ...]) -> str:
-    return f"({', '.join(map(str, stack))})"

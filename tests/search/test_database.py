@@ -158,6 +158,21 @@ def test_a_password_in_the_query_part_works_and_is_not_shown(postgres: Any) -> N
     database.close()
 
 
+def test_a_password_in_an_error_is_taken_out(postgres: Any) -> None:
+    database = Database(postgres.url("postgres") + "?sslpassword=othersecret")
+    error = OperationalError("SELECT 1", {}, RuntimeError("no: s3cret/p@ss{w}%rd, othersecret\nand more"))
+    assert database.redact(error) == "no: ***, ***"
+    database.close()
+
+
+def test_a_path_with_braces_is_one_file_for_us_and_optuna(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/{{x}}.db")
+    create_tables(database)
+    database.rdb_storage().engine.dispose()
+    database.close()
+    assert [path.name for path in tmp_path.glob("*.db")] == ["{x}.db"]
+
+
 def test_clock_is_in_seconds_since_1970(storage_url: str) -> None:
     database = Database(storage_url)
     with database.engine.connect() as connection:

@@ -107,7 +107,7 @@ def test_after_first_is_a_grid_or_winner_or_nothing(read: Any) -> None:
     assert read("grid: {after_first: winner}").grid.after_first == "winner"
     assert read("grid: {after_first: null}").grid.after_first is None
     experiment = read("grid: {alpha: [0.1], after_first: {learning_rate: [1]}}")
-    assert experiment.grid.axes(0) == ((0.1,), (0.002, 0.005))
+    assert experiment.grid.axes(0) == ((0.1,), (0.005, 0.01))
     assert experiment.grid.axes(1) == ((0.1,), (1.0,))
 
 
@@ -506,9 +506,8 @@ def test_these_are_not(changes: dict[str, Any], line: str) -> None:
 
 
 def test_the_grid_is_compared_in_its_order() -> None:
-    learning_rate = [0.005, 0.002]
-    lines = changed(grid={"learning_rate": learning_rate})
-    assert lines[0] == "grid.learning_rate: was [0.002, 0.005], is [0.005, 0.002]"
+    lines = changed(grid={"learning_rate": [0.01, 0.005]})
+    assert lines[0] == "grid.learning_rate: was [0.005, 0.01], is [0.01, 0.005]"
     assert lines[1].startswith("grid.after_first: was {")
     assert len(lines) == 2
     assert changed(grid={"after_first": "winner"})[0].endswith(' is "winner"')

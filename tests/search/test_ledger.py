@@ -13,8 +13,8 @@ from search.ledger import SCHEMA, Schema, create_tables, has_tables, read
 from search.records import CellRecord, dump
 
 
-def test_tables_stand_beside_optunas(storage_url: str) -> None:
-    database = Database(storage_url)
+def test_tables_stand_beside_optunas(empty_url: str) -> None:
+    database = Database(empty_url)
     assert not has_tables(database)
     database.rdb_storage().engine.dispose()
     assert not has_tables(database)
@@ -31,7 +31,7 @@ def test_tables_stand_beside_optunas(storage_url: str) -> None:
 
 
 def test_processes_that_make_the_tables_at_once_do_not_disturb_each_other(
-    storage_url: str, child: Callable[..., subprocess.Popen[str]]
+    empty_url: str, child: Callable[..., subprocess.Popen[str]]
 ) -> None:
     script = """
 import sys
@@ -44,7 +44,7 @@ create_tables(database)
 database.rdb_storage()
 assert has_tables(database)
 """
-    children = [child(script, storage_url) for _ in range(2)]
+    children = [child(script, empty_url) for _ in range(2)]
     for process in children:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -55,7 +55,7 @@ assert has_tables(database)
     for process in children:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
-    database = Database(storage_url)
+    database = Database(empty_url)
     with database.engine.connect() as connection:
         assert connection.execute(select(func.count()).select_from(Schema)).scalar() == 1
         assert connection.execute(text("SELECT count(*) FROM alembic_version")).scalar() == 1

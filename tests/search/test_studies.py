@@ -138,8 +138,8 @@ def test_reading_agrees_with_optuna(studies: Studies, add: Any, make: Any) -> No
     assert wild == ["run_/replica-0/task-00"]
 
 
-def test_reading_a_database_that_optuna_never_saw(storage_url: str) -> None:
-    database = Database(storage_url)
+def test_reading_a_database_that_optuna_never_saw(empty_url: str) -> None:
+    database = Database(empty_url)
     with database.engine.connect() as connection:
         assert finished(connection, [NAME]) == set()
         assert study_names(connection, "run") == []

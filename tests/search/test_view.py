@@ -39,9 +39,9 @@ def test_the_table_on_a_narrow_terminal():
         "2        all 5 committed                       11 + 7      94.28  94.61  94.95\n"
         "                                                           95.29  95.62\n"
         "\n"
-        "running        where              epoch           validation  worker\n"
-        "cells 3, 4, 5  replica 1, task 3  epoch 12 of 30  96.40 %     here:12\n"
-        "commit         replica 2, task 5                              waiting"
+        "running    where              epoch           validation  worker\n"
+        "cells 3–5  replica 1, task 3  epoch 12 of 30  96.40 %     here:12\n"
+        "commit     replica 2, task 5                              waiting"
     )
 
 
@@ -93,7 +93,7 @@ def test_a_quiet_period_has_one_line_of_progress():
     first = stream.getvalue().splitlines()[0]
     assert first[10:] == (
         "replica 1 task 3 of 5, 4 of 6 cells (1 diverged); replica 2 all 5 committed; "
-        "running: cells 3, 4, 5 epoch 12 of 30, commit"
+        "running: cells 3–5 epoch 12 of 30, commit"
     )
 
 

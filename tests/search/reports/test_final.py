@@ -10,10 +10,9 @@ from search.records import dump
 from search.reports.final import final
 
 
-def test_every_task_and_the_whole_matrix_are_there(store, experiment, simulate):
-    simulate(experiment())
-    report = final(store, "made-up")
-    commits = store.history("made-up").commits
+def test_every_task_and_the_whole_matrix_are_there(finished):
+    report = final(finished, "made-up")
+    commits = finished.history("made-up").commits
     assert (report["changed"], report["fingerprints"]) == (0, 6)
     for replica, found in enumerate(report["replicas"]):
         assert [task["theta"] for task in found["tasks"]] == [commits[replica, task].point.theta for task in range(3)]
@@ -22,14 +21,13 @@ def test_every_task_and_the_whole_matrix_are_there(store, experiment, simulate):
     assert report["accuracy"] == pytest.approx(mean(last))
 
 
-def test_a_fingerprint_that_changed_is_counted(store, experiment, simulate):
+def test_a_fingerprint_that_changed_is_counted(finished):
     """Promise 1: re-measured, never copied."""
-    simulate(experiment(replicas=1))
-    record = store.history("made-up").commits[0, 2]
+    record = finished.history("made-up").commits[0, 2]
     other = dataclasses.replace(record, fingerprints=("0" * 64, *record.fingerprints[1:]))
-    with store.database.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE clnp_commits SET record = ? WHERE task = 2", (dump(other),))
-    assert final(store, "made-up")["changed"] == 1
+    with finished.database.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE clnp_commits SET record = ? WHERE replica = 0 AND task = 2", (dump(other),))
+    assert final(finished, "made-up")["changed"] == 1
 
 
 def test_a_run_without_a_commit_has_empty_tables(store, experiment, simulate):
@@ -38,7 +36,6 @@ def test_a_run_without_a_commit_has_empty_tables(store, experiment, simulate):
     assert (report["accuracy"], report["deviation"], report["replicas"][0]["matrix"]) == (None, None, [])
 
 
-def test_the_report_is_json(store, experiment, simulate):
-    simulate(experiment(replicas=1))
-    report = final(store, "made-up")
+def test_the_report_is_json(finished):
+    report = final(finished, "made-up")
     assert json.loads(json.dumps(report, allow_nan=False)) == report

@@ -8,27 +8,24 @@ from search.errors import BadInput
 from search.reports.replay import replay
 
 
-def test_at_the_same_margin_everything_is_the_same(store, experiment, simulate):
+def test_at_the_same_margin_everything_is_the_same(finished):
     """Promise 4: selection is a pure function of records."""
-    simulate(experiment())
-    for replica in replay(store, "made-up", "1.0")["replicas"]:
+    for replica in replay(finished, "made-up", "1.0")["replicas"]:
         assert [task["outcome"] for task in replica["tasks"]] == ["same"] * 3
         assert all(task["cost"] == 0 and set(task["freed"].values()) == {0} for task in replica["tasks"])
 
 
-def test_after_the_first_task_that_differs_the_others_are_given_the_history(store, experiment, simulate):
+def test_after_the_first_task_that_differs_the_others_are_given_the_history(finished):
     """Promise 4: exact up to the first task whose winner would differ."""
-    simulate(experiment())
-    for replica in replay(store, "made-up", "50")["replicas"]:
+    for replica in replay(finished, "made-up", "50")["replicas"]:
         outcomes = [task["outcome"] for task in replica["tasks"]]
         first = outcomes.index("would differ")
         assert outcomes == ["same"] * first + ["would differ"] + ["given the history"] * (2 - first)
 
 
-def test_what_would_be_picked_is_of_the_records(store, experiment, simulate):
-    simulate(experiment())
-    history = store.history("made-up")
-    for replica in replay(store, "made-up", "3/2")["replicas"]:
+def test_what_would_be_picked_is_of_the_records(finished):
+    history = finished.history("made-up")
+    for replica in replay(finished, "made-up", "3/2")["replicas"]:
         for task in replica["tasks"]:
             points = history.cells[replica["replica"] - 1, task["task"] - 1][task["winner"]["cell"]].staircase
             point = next(point for point in points if point.theta == task["winner"]["theta"])
@@ -42,7 +39,6 @@ def test_a_margin_that_is_none_is_refused(store, margin):
         replay(store, "made-up", margin)
 
 
-def test_the_report_is_json(store, experiment, simulate):
-    simulate(experiment())
-    report = replay(store, "made-up", "0.05")
+def test_the_report_is_json(finished):
+    report = replay(finished, "made-up", "0.05")
     assert json.loads(json.dumps(report, allow_nan=False)) == report

@@ -19,12 +19,11 @@ def test_an_unknown_name_is_refused_with_the_known_ones(store, experiment, simul
         status(store, "other")
 
 
-def test_a_finished_run(store, experiment, simulate):
-    simulate(experiment())
-    (run,) = status(store)["runs"]
+def test_a_finished_run(finished):
+    (run,) = status(finished)["runs"]
     assert (run["state"], run["seconds_left"], run["running"], run["holder"]) == ("finished", 0.0, [], None)
     assert run["units"] == {"hidden1": 32, "hidden2": 24}
-    commits = store.history("made-up").commits
+    commits = finished.history("made-up").commits
     for replica, found in enumerate(run["replicas"]):
         assert found["replica"] == replica + 1
         assert (found["committed"], found["task"], found["cells"]) == (3, None, None)

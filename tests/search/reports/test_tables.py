@@ -6,7 +6,6 @@ import re
 import pytest
 from rich.console import Console
 
-from search.backends.simulated import World
 from search.reports.experiments import experiments
 from search.reports.final import final
 from search.reports.plan import plan
@@ -31,21 +30,15 @@ def on_terminal(table, width: int = 80) -> str:
 
 
 @pytest.fixture
-def run(store, experiment, simulate):
-    """A finished run with a diverged cell in every task."""
-    simulate(experiment(), world=World(diverges=lambda _, cell: cell.index == 3))
-    return experiment()
-
-
-@pytest.fixture
-def reports(store, run):
+def reports(finished, experiment):
+    run = experiment()
     return {
         "experiments": experiments(),
-        "final": final(store, run.name),
-        "plan": plan(run, run.name, store=store),
-        "replay": replay(store, run.name, "7"),
-        "show": show(store, run.name),
-        "status": status(store),
+        "final": final(finished, run.name),
+        "plan": plan(run, run.name, store=finished),
+        "replay": replay(finished, run.name, "7"),
+        "show": show(finished, run.name),
+        "status": status(finished),
         "verify": {"verdict": "nothing old has changed by a bit", "problems": ["a [b] c"], "remarks": ["d"]},
         "deleted": {"run": run.name, "studies": 6, "rows": 1, "artifacts": 0},
     }
@@ -72,9 +65,9 @@ def test_in_a_pipe_nothing_is_folded_coloured_or_padded(reports):
     assert FINGERPRINT.search(printed(TABLES["show"](reports["show"])))
 
 
-def test_the_tasks_at_the_end_of_a_run(store, run, reports):
+def test_the_tasks_at_the_end_of_a_run(finished, reports):
     text = printed(TABLES["final"](reports["final"]))
-    commits = store.history(run.name).commits
+    commits = finished.history("made-up").commits
     assert text.count("measured again after each commit") == 2
     for record in commits.values():
         row = next(line for line in text.splitlines() if f"{100 * record.validation.accuracy:.2f} %" in line)
@@ -98,7 +91,7 @@ def test_alpha_is_one_column_where_it_is_the_same_for_all_layers(store, experime
     assert "output" in printed(TABLES["plan"](plan(experiment(), "new", store=None)))
 
 
-def test_show_tells_the_commit_in_order(run, reports):
+def test_show_tells_the_commit_in_order(reports):
     text = printed(TABLES["show"](reports["show"]))
     facts = ["best accuracy", "cut line", "candidates", "winner", "α", "learning rate", "θ", "validation", "test"]
     places = [text.index(f"\n  {fact}  ") for fact in facts]

@@ -1,0 +1,335 @@
+"""A run from start to end, on a real database: what it refuses, how it continues, and how signals end it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+import pytest
+
+import search.driver
+from search.driver import run_experiment
+from search.errors import BadInput, Held, Impossible
+from search.experiment import Experiment
+from search.snapshot import Event, Snapshot
+from search.store import Store, open_store
+
+PLAIN: dict[str, Any] = {
+    "name": "small",
+    "tasks": {"count": 2},
+    "model": {"hidden": [40, 30]},
+    "grid": {"alpha": [1e-3], "learning_rate": [0.005, 0.01]},
+    "training": {"epochs": 2},
+    "rule": {"margin": 3},
+    "worker": {"gpu": 0},
+}
+
+
+def experiment(**changes: Any) -> Experiment:
+    return Experiment.model_validate({**PLAIN, **changes})
+
+
+class Noting:
+    """A view that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.events: list[Event] = []
+        self.snapshots: list[Snapshot] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def watch(self, name: str, snapshot: Callable[[], Snapshot]) -> None:
+        assert name
+        self.snapshots.append(snapshot())
+
+    def event(self, event: Event) -> None:
+        self.events.append(event)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def view() -> Noting:
+    return Noting()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[Store]:
+    with open_store(f"sqlite:///{tmp_path / 'store.db'}", None) as store:
+        yield store
+
+
+@pytest.fixture
+def drive(files: Store, view: Noting) -> Callable[..., int]:
+    def call(chosen: Experiment | None = None, **options: Any) -> int:
+        return run_experiment(
+            files, chosen or experiment(), **{"name": "small", "backend": "inline", "view": view, **options}
+        )
+
+    return call
+
+
+def test_a_run_goes_to_its_end_and_is_left_alone_then(drive: Callable[..., int], files: Store, view: Noting) -> None:
+    assert drive() == 0
+    row = files.run("small")
+    assert row is not None
+    assert (row.state, row.reason) == ("finished", "")
+    assert files.jobs("small") == []
+    assert files.holder("small") is None
+    assert sorted(files.history("small").commits) == [(0, 0), (0, 1)]
+    (attempt,) = files.attempts("small")
+    assert attempt.outcome == "finished"
+    assert {
+        "clnp-search",
+        "numerics",
+        "python",
+        "torch",
+        "ray",
+        "optuna",
+        "device",
+        "threads",
+    } <= attempt.versions.keys()
+    assert [event.kind for event in view.events].count("task committed") == 2
+    assert len(view.snapshots) == 1
+
+    assert drive() == 0
+    assert len(files.attempts("small")) == 1
+    assert any("finished" in note for note in view.notes)
+
+
+def test_a_run_may_grow(drive: Callable[..., int], files: Store) -> None:
+    assert drive() == 0
+    first = files.history("small").commits[0, 0]
+    grown = experiment(tasks={"count": 3}, replicas=2, retries=7)
+    assert drive(grown) == 0
+    history = files.history("small")
+    assert sorted(history.commits) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert history.commits[0, 0] == first
+    row = files.run("small")
+    assert row is not None
+    assert Experiment.from_json(row.experiment) == grown
+
+
+def test_another_experiment_is_refused(drive: Callable[..., int], files: Store) -> None:
+    """Promise 8: with the difference shown, and nothing started or changed."""
+    assert drive() == 0
+    before = files.run("small"), files.attempts("small"), files.history("small")
+    other = experiment(seed=4, tasks={"count": 1}, rule={"margin": 2.5})
+    with pytest.raises(BadInput) as caught:
+        drive(other)
+    for part in ("seed: was 0, is 4", "rule.margin: was 3.0, is 2.5", "tasks.count: was 2, is 1", "--name NEW"):
+        assert part in str(caught.value)
+    assert (files.run("small"), files.attempts("small"), files.history("small")) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"name": "no/name"}, "cannot name a run"),
+        ({"address": "host:6379"}, "--address host:6379"),
+        ({"chosen": experiment(worker={"gpu": 3})}, "3 GPUs"),
+        ({"chosen": experiment(tasks={"dataset": "mnist"}), "data_dir": "/nowhere"}, "/nowhere"),
+        ({"backend": "tune", "address": "ray://head:10001"}, "ray job submit"),
+    ],
+)
+def test_bad_input_makes_no_run(drive: Callable[..., int], files: Store, options: dict[str, Any], match: str) -> None:
+    """Promise 8."""
+    with pytest.raises(BadInput, match=match):
+        drive(**options)
+    assert not Path(files.artifacts).exists()
+    assert [run.name for run in files.runs()] == []
+
+
+def test_a_stop_is_written_down_and_the_same_command_tries_again(drive: Callable[..., int], files: Store) -> None:
+    collapsed = experiment(grid={"alpha": [10.0], "learning_rate": [0.01]})
+    for attempts in (1, 2):
+        with pytest.raises(Impossible, match=r"majority|α|alpha"):
+            drive(collapsed)
+        row = files.run("small")
+        assert row is not None
+        assert row.state == "stopped"
+        assert "task 1" in row.reason
+        assert [attempt.outcome for attempt in files.attempts("small")] == ["stopped"] * attempts
+        assert files.holder("small") is None
+        assert files.jobs("small") == []
+
+
+def test_other_versions_are_said_and_recorded(
+    drive: Callable[..., int], files: Store, view: Noting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert drive() == 0
+    monkeypatch.setattr(search.driver, "describe", lambda *_: {"torch": "1.0"})
+    assert drive(experiment(replicas=2)) == 0
+    last = files.attempts("small")[-1]
+    assert last.versions["torch"] == "1.0"
+    assert any("torch was" in note and "is 1.0" in note for note in last.notes)
+    assert any("torch was" in note for note in view.notes)
+
+
+def test_a_live_driver_keeps_others_out(drive: Callable[..., int], files: Store) -> None:
+    chosen = experiment()
+    with files.take("small", experiment_json=chosen.to_json(), data="d" * 64, versions={}), pytest.raises(BadInput):
+        drive()  # it has other data, which is seen first
+    files.delete("small")
+    assert drive() == 0
+    row = files.run("small")
+    assert row is not None
+    with (
+        files.take("small", experiment_json=row.experiment, data=row.data, versions={}),
+        pytest.raises(Held, match=str(os.getpid())),
+    ):
+        drive(experiment(replicas=2))
+
+
+# Signals end the process, so these tests run one
+
+
+DRIVER = """
+import sys
+from search.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+class Child:
+    """A driver in a process of its own, in the folder of the test."""
+
+    def __init__(self, folder: Path, *options: str, **changes: Any) -> None:
+        self.folder = folder
+        file = folder / "small.yaml"
+        file.write_text(json.dumps({**PLAIN, **changes}))  # JSON is YAML
+        home = folder / "home"
+        home.mkdir(exist_ok=True)
+        (home / "ray_bootstrap_config.yaml").write_text("provider: {type: local}\n")
+        paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, "run", str(file), *options],
+            cwd=folder,
+            env={**os.environ, "HOME": str(home), "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines: list[str] = []
+
+    def wait_for(self, text: str) -> None:
+        assert self.process.stderr is not None
+        while text not in (line := self.process.stderr.readline()):
+            assert line, f"ended with {self.process.wait()}: {self.lines}"
+            self.lines.append(line)
+
+    def end(self, *signals: signal.Signals) -> tuple[float, str]:
+        """Send signals; the seconds that it takes to end, and what it says on the way."""
+        began = time.monotonic()
+        for number in signals:
+            self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=60)
+        return time.monotonic() - began, out + err
+
+    def store(self) -> Store:
+        return open_store(f"sqlite:///{self.folder / 'clnp-search.db'}", None, create=False)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Child]]:
+    children: list[Child] = []
+
+    def make(*options: str, **changes: Any) -> Child:
+        children.append(Child(tmp_path, *options, **changes))
+        return children[-1]
+
+    yield make
+    for child in children:
+        child.process.kill()
+        child.process.communicate()
+
+
+ENDLESS = {"training": {"epochs": 10**6}}
+
+
+def until(what: Callable[[], Any]) -> None:
+    end = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_gives_back_what_runs(start: Callable[..., Child], number: signal.Signals, code: int) -> None:
+    child = start("--backend", "inline", **ENDLESS)
+    child.wait_for("task opened")
+    store = child.store()
+    until(lambda: store.jobs("small") and store.jobs("small")[0].epoch > 0)
+    seconds, said = child.end(number)
+    assert child.process.returncode == code
+    assert seconds < 5
+    assert said.strip() == "interrupted; continue with: clnp-search resume small --backend inline"
+    assert store.jobs("small") == []
+    assert store.holder("small") is None
+    assert store.attempts("small")[-1].outcome == "interrupted"
+    row = store.run("small")
+    assert row is not None
+    assert row.state == "open"
+    store.close()
+
+
+def test_a_second_signal_leaves_at_once(start: Callable[..., Child]) -> None:
+    child = start("--backend", "inline", **ENDLESS)
+    child.wait_for("task opened")
+    seconds, _ = child.end(signal.SIGINT, signal.SIGTERM)
+    assert child.process.returncode in (130, 143)
+    assert seconds < 5
+
+
+def test_a_lost_lease_ends_the_driver(start: Callable[..., Child]) -> None:
+    """Promise 6: every write checks the lease, and who lost it writes no more."""
+    child = start("--backend", "inline", **ENDLESS)
+    child.wait_for("task opened")
+    store = child.store()
+    with store.database.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE clnp_leases SET token = 'another'")
+    seconds, said = child.end()
+    assert child.process.returncode == 4
+    assert seconds < 20
+    assert "taken over" in said
+    store.close()
+
+
+@pytest.mark.parametrize("moment", ["while Ray starts", "while workers train"])
+def test_a_signal_ends_ray_too(start: Callable[..., Child], moment: str) -> None:
+    before = set(Path(tempfile.gettempdir()).glob("clnp-*"))
+    child = start(**ENDLESS)
+    child.wait_for("task opened")
+    store = child.store()
+    if moment == "while workers train":
+        until(lambda: any(job.epoch > 0 for job in store.jobs("small")))
+    else:
+        until(lambda: psutil.Process(child.process.pid).children())
+    family = psutil.Process(child.process.pid).children(recursive=True)
+    seconds, said = child.end(signal.SIGINT)
+    assert child.process.returncode == 130
+    assert seconds < 5
+    assert re.fullmatch(r"interrupted; continue with: clnp-search resume small\n", said)
+    assert store.jobs("small") == []
+    assert store.holder("small") is None
+    store.close()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert alive == []
+    assert set(Path(tempfile.gettempdir()).glob("clnp-*")) <= before
