@@ -168,6 +168,7 @@ def _drive(options: argparse.Namespace, store: "Store", experiment: "Experiment"
     from search.view import open_view
 
     with open_view(sys.stderr) as view:
+        store.database.on_outage = view.note
         code = run_experiment(
             store,
             experiment,
@@ -243,7 +244,7 @@ def _first_line(file: str) -> str:
 def _store(options: argparse.Namespace, *, create: bool) -> "Store":
     from search.store import open_store
 
-    return open_store(_url(options), getattr(options, "artifacts", None), create=create)
+    return open_store(_url(options), getattr(options, "artifacts", None), create=create, on_outage=_note)
 
 
 def _existing(options: argparse.Namespace) -> "Store | None":

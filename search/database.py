@@ -71,7 +71,8 @@ class Database:
     ) -> None:
         self._address, secrets = _parse(url)
         self.dialect: Literal["sqlite", "postgresql"] = _dialect(self._address)
-        self.url = self._address.render_as_string(hide_password=True)
+        # As people write it: the one driver of SQLite need not be named.
+        self.url = self._address.render_as_string(hide_password=True).replace("sqlite+pysqlite:", "sqlite:", 1)
         self.on_outage = on_outage
         self._secrets = [text for text in (self._address.password, *secrets.values()) if text]
         self._patience = patience

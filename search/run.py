@@ -16,6 +16,7 @@ from search.names import cell_key
 from search.records import CellRecord, CommitJob, CommitRecord, Job, JobResult, Opening, Progress, StackJob
 from search.replica import Commit, Open, Remove, Replica, Train
 from search.snapshot import Event, EventKind, ReplicaState, RunningJob, Snapshot
+from search.text import plural, theta
 
 __all__ = ["Run"]
 
@@ -207,8 +208,8 @@ class Run:
         opening = Opening(replica.index, step.task, data, step.cells, step.stacks)
         self._writer.open_task(opening)
         replica.opened(opening)
-        count, shape = len(step.cells), len(step.stacks)
-        self._tell("task opened", f"{count} cells in {shape} stacks", replica.index, step.task)
+        text = f"{plural(len(step.cells), 'cell')} in {plural(len(step.stacks), 'stack')}"
+        self._tell("task opened", text, replica.index, step.task)
 
     def _check_data(self, replica: Replica) -> None:
         """The data of a task that opened earlier must still be what it opened with."""
@@ -325,7 +326,7 @@ class Run:
 
     def _tell_winner(self, job: CommitJob) -> None:
         text = (
-            f"{cell_key(job.winner)} at θ={job.point.theta}: {job.point.correct} of {job.score.total} right "
+            f"{cell_key(job.winner)} at θ={theta(job.point.theta)}: {job.point.correct} of {job.score.total} right "
             f"(best {job.best}, needed {job.needed}), {_units(job.point.claimed)} new units"
         )
         self._tell("winner chosen", text, job.replica, job.task, job.winner.index)

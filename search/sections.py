@@ -175,7 +175,7 @@ class Rule(Section):
         default="margin", description="margin: the rule of the paper."
     )
     margin: Margin = Field(
-        default=2.0,
+        default=1.0,
         description="Percentage points of validation accuracy given up on purpose: one value, or one a task.",
     )
     sparsity: Annotated[_Sparsity, choice(_Sparsity)] = Field(

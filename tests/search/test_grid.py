@@ -100,7 +100,11 @@ def test_stacks_hold_every_cell_once_in_order_and_evenly(
 
 # ── Warnings ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-ROOMY: dict[str, Any] = {"grid": {"alpha": [1e-2], "learning_rate": [5e-3]}}
+ROOMY: dict[str, Any] = {
+    "grid": {"alpha": [1e-2], "learning_rate": [5e-3]},
+    "training": {"epochs": 30, "batch_size": 64},
+    "rule": {"margin": 1},
+}
 
 
 def warned(**keys: Any) -> list[str]:

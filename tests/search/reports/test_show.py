@@ -82,20 +82,17 @@ def test_a_commit_that_the_records_do_not_explain_is_said_to_be_so(finished):
     assert not show(finished, "made-up")["explained"]
 
 
-@pytest.mark.parametrize(
-    ("place", "message"),
-    [
+def test_a_place_that_is_not_there_is_refused(store, experiment, simulate):
+    simulate(experiment(), stop_after=17)
+    for place, message in (
         ({"replica": 3}, "--replica 3: run 'made-up' has replicas 1 to 2"),
         ({"replica": 0}, "--replica 0: run 'made-up' has replicas 1 to 2"),
         ({"task": 4}, "--task 4: run 'made-up' has tasks 1 to 3"),
         ({"task": 0}, "--task 0: run 'made-up' has tasks 1 to 3"),
-        ({"task": 3}, r"replica 1: task 3 is not committed yet; tasks 1 to 1 are; status made-up"),
-    ],
-)
-def test_a_place_that_is_not_there_is_refused(store, experiment, simulate, place, message):
-    simulate(experiment(), stop_after=17)
-    with pytest.raises(BadInput, match=message):
-        show(store, "made-up", **place)
+        ({"task": 3}, "replica 1: task 3 is not committed yet; tasks 1 to 1 are; status made-up"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            show(store, "made-up", **place)
 
 
 def test_a_run_without_a_commit_is_refused(store, experiment, simulate):
