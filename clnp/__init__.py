@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from clnp.activity import mean_activity
     from clnp.commit import fingerprint, restore
-    from clnp.errors import Damaged, DataUnavailable, NothingToCommit, UnsupportedNetwork
+    from clnp.errors import Damaged, DataUnavailable, Diverged, NothingToCommit, UnsupportedNetwork
     from clnp.evaluation import count_correct, logits
     from clnp.forgetting import Choice, Pick, Point, Trial, choose
     from clnp.models import mlp
@@ -24,6 +24,7 @@ __all__ = [
     "Choice",
     "Damaged",
     "DataUnavailable",
+    "Diverged",
     "Member",
     "Network",
     "NothingToCommit",
@@ -54,7 +55,7 @@ NUMERICS = 1
 _HOME = {
     "activity": ["mean_activity"],
     "commit": ["fingerprint", "restore"],
-    "errors": ["Damaged", "DataUnavailable", "NothingToCommit", "UnsupportedNetwork"],
+    "errors": ["Damaged", "DataUnavailable", "Diverged", "NothingToCommit", "UnsupportedNetwork"],
     "evaluation": ["count_correct", "logits"],
     "forgetting": ["Choice", "Pick", "Point", "Trial", "choose"],
     "models": ["mlp"],

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from clnp.errors import Diverged
 from clnp.network import Network
 
 __all__ = ["mean_activity"]
@@ -24,7 +25,8 @@ def mean_activity(network: Network, x: Tensor) -> dict[str, Tensor]:
         By hidden layer's name: float64 ``[units]`` on the CPU.
 
     Raises:
-        ValueError: There is no sample, or a unit's mean is not finite: the network diverged.
+        ValueError: There is no sample.
+        Diverged: A unit's mean is not finite.
     """
     if len(x) == 0:
         raise ValueError("the mean activity over no samples is undefined; give at least one")
@@ -37,5 +39,5 @@ def mean_activity(network: Network, x: Tensor) -> dict[str, Tensor]:
     for name, mean in activity.items():
         if not mean.isfinite().all():
             unit = int((~mean.isfinite()).nonzero()[0])
-            raise ValueError(f"unit {unit} of {name} has a mean activity of {mean[unit].item()}: the network diverged")
+            raise Diverged(f"unit {unit} of {name} has a mean activity of {mean[unit].item()}: the network diverged")
     return activity

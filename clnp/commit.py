@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clnp.errors import Damaged, NothingToCommit
 from clnp.network import FREE, Layer, Network
-from clnp.ownership import Claims, active, reads
+from clnp.ownership import Claims, active, reads, weight_classes
 from clnp.subnetwork import check_committed
 
 __all__ = ["added", "commit", "fingerprint", "restore", "sever"]
@@ -34,22 +34,23 @@ def commit(network: Network, claims: Claims) -> None:
         ValueError: The claims do not fit the network. Nothing has changed.
     """
     _check_claims(network, claims)
-    sever(network, claims)
     for layer in network.hidden:
         network.owner(layer)[claims[layer.name]] = network.task
+    sever(network, claims)
     network.committed += 1
 
 
 def sever(network: Network, claims: Claims) -> None:
-    """Zero the interference weights that claiming ``claims`` would make, in place: the paper's W^int (Fig. 1)."""
-    unread: Tensor | None = None
+    """Zero the interference weights into units that the open task has just claimed, in place: W^int (Fig. 1).
+
+    The owners are set, and ``network.task`` is still the open one.
+    """
     for layer in network.hidden:
-        claimed = claims[layer.name]
-        if unread is not None:
-            network.linear(layer).weight.masked_fill_(claimed.unsqueeze(1) & unread.unsqueeze(0), 0.0)
-        unread = ~(active(network, layer) | claimed)
-    if network.head == "multi" and unread is not None:
-        network.linear(network.output, network.task).weight.masked_fill_(unread.unsqueeze(0), 0.0)
+        # The rows of earlier tasks are frozen; their interference weights are 0 since their own commit.
+        mask = claims[layer.name].unsqueeze(1) & weight_classes(network, layer).interference
+        network.linear(layer).weight.masked_fill_(mask, 0.0)
+    if network.head == "multi":
+        network.linear(network.output, network.task).weight.masked_fill_(~active(network, network.last), 0.0)
 
 
 def fingerprint(network: Network, task: int) -> str:

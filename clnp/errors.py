@@ -1,6 +1,6 @@
 """What the method refuses, and what it cannot go on from."""
 
-__all__ = ["DataUnavailable", "Damaged", "NothingToCommit", "UnsupportedNetwork"]
+__all__ = ["DataUnavailable", "Damaged", "Diverged", "NothingToCommit", "UnsupportedNetwork"]
 
 
 class UnsupportedNetwork(ValueError):
@@ -13,6 +13,10 @@ class DataUnavailable(ValueError):
 
 class Damaged(ValueError):
     """Bytes or tensors that are not what their hash, fingerprint or record says."""
+
+
+class Diverged(ValueError):
+    """A trained network whose numbers are not finite: nothing can be measured on it."""
 
 
 class NothingToCommit(ValueError):

@@ -8,7 +8,7 @@ from clnp.ownership import masked, reads
 from clnp.subnetwork import check_committed, subnetwork
 from clnp.tasks.task import Split
 
-__all__ = ["count_correct", "full_width_agrees", "full_width_logits", "logits"]
+__all__ = ["count_correct", "full_width_agrees", "full_width_difference", "full_width_logits", "logits"]
 
 _BATCH = 500
 _TOLERANCE = 1e-5
@@ -57,17 +57,34 @@ def full_width_logits(network: Network, x: Tensor, task: int) -> Tensor:
     return torch.cat(answers)
 
 
-def full_width_agrees(network: Network, x: Tensor, task: int) -> bool:
+def full_width_agrees(network: Network, x: Tensor, task: int, *, narrow: Tensor | None = None) -> bool:
     """Whether the network at full width gives a committed task the answers of its sub-network.
 
     The logits must agree within 1e-5 of the largest one (of 1, if that is larger), and the predictions wherever a
-    sub-network's two largest logits are not a tie within rounding.
+    sub-network's two largest logits are not a tie within rounding. Arguments and errors are those of
+    :func:`full_width_difference`.
+    """
+    # Logits this close give the same prediction, unless the two largest are within twice the tolerance of each other.
+    return full_width_difference(network, x, task, narrow=narrow) <= _TOLERANCE
+
+
+def full_width_difference(network: Network, x: Tensor, task: int, *, narrow: Tensor | None = None) -> float:
+    """The largest difference of a committed task's logits at full width from those of its sub-network.
+
+    Relative to the largest of the latter, or to 1 if that is larger. It is infinite or NaN where an answer is not
+    finite: with a finite ``narrow``, a unit that the task does not read overflows on ``x``, and a severed weight of 0
+    times infinity is NaN. A missing cut alone gives a finite one.
+
+    Args:
+        network: With the task committed.
+        x: Samples ``[n, inputs]``, at least one.
+        task: A committed task.
+        narrow: The canonical logits ``[n, classes]`` of its sub-network on ``x``; computed here without.
 
     Raises:
         IndexError: The task is not committed.
     """
-    narrow = logits(subnetwork(network, task), x)
     wide = full_width_logits(network, x, task)
-    tolerance = _TOLERANCE * max(1.0, float(narrow.abs().max()))
-    # Logits this close give the same prediction, unless the two largest are within twice the tolerance of each other.
-    return bool(((wide - narrow).abs() <= tolerance).all())
+    if narrow is None:
+        narrow = logits(subnetwork(network, task), x)
+    return float((wide - narrow).abs().max()) / max(1.0, float(narrow.abs().max()))

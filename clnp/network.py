@@ -45,12 +45,13 @@ class Network(nn.Module):
     The three weight classes are derived from the owners (:mod:`clnp.ownership`), never stored.
 
     Args:
-        module: Linear and ReLU in turn, ending with the Linear that gives the logits. Its modules are copied, its
-            weights are not used: every task begins from weights that its seed draws.
+        module: Linear and ReLU in turn, ending with the Linear that gives the logits. Names, sizes, dtype and device
+            are taken from it, its weights are not: every task begins from weights that its seed draws.
         head: ``"single"`` or ``"multi"``.
 
     Raises:
-        UnsupportedNetwork: A layer of another kind, widths that do not fit, no hidden layer, tied weights.
+        UnsupportedNetwork: A layer of another kind, widths that do not fit, no hidden layer, tied weights, a forward
+            hook, another dtype than float32 or float64, or more than one.
     """
 
     committed: Tensor
@@ -61,17 +62,15 @@ class Network(nn.Module):
             raise UnsupportedNetwork(f'head is {head!r}; it can be "single" or "multi"')
         self.head: Head = head
         self.layers = _read_layers(module)
+        like = next(module.parameters())
         kept = self.layers if head == "single" else self.layers[:-1]
-        self.dense = nn.ModuleDict({layer.name: copy.deepcopy(module.get_submodule(layer.name)) for layer in kept})
+        self.dense = nn.ModuleDict({layer.name: _blank(layer, like.device, like.dtype) for layer in kept})
         self.heads = nn.ModuleDict()
         for layer in self.hidden:
-            self.register_buffer(_buffer(layer.name), torch.full((layer.units,), FREE, dtype=torch.int64))
-        self.register_buffer("committed", torch.zeros((), dtype=torch.int64))
-        self.requires_grad_(False)
+            owners = torch.full((layer.units,), FREE, dtype=torch.int64, device=like.device)
+            self.register_buffer(_buffer(layer.name), owners)
+        self.register_buffer("committed", torch.zeros((), dtype=torch.int64, device=like.device))
         self.eval()
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.zero_()
 
     @property
     def hidden(self) -> tuple[Layer, ...]:
@@ -119,13 +118,7 @@ class Network(nn.Module):
     def place_head(self, task: int) -> None:
         """Place task ``task``'s own output layer, zero until it is drawn or restored; a shared one stays as it is."""
         if self.head == "multi" and str(task) not in self.heads:
-            layer = self.output
-            # Made without memory, so that no global random state is spent on weights that nobody uses.
-            empty = nn.Linear(layer.inputs, layer.units, bias=layer.bias, device="meta", dtype=self.dtype)
-            head = empty.to_empty(device=self.device).requires_grad_(False)
-            for parameter in head.parameters():
-                parameter.zero_()
-            self.heads[str(task)] = head
+            self.heads[str(task)] = _blank(self.output, self.device, self.dtype)
 
     def copy(self) -> "Network":
         """The same network in memory of its own."""
@@ -144,6 +137,16 @@ def _buffer(name: str) -> str:
     return f"owner_{name}"
 
 
+def _blank(layer: Layer, device: torch.device, dtype: torch.dtype) -> nn.Linear:
+    """The layer with every entry 0."""
+    # Made without memory, so that no global random state is spent on weights that nobody uses.
+    empty = nn.Linear(layer.inputs, layer.units, bias=layer.bias, device="meta", dtype=dtype)
+    blank = empty.to_empty(device=device).requires_grad_(False)
+    for parameter in blank.parameters():
+        parameter.zero_()
+    return blank
+
+
 def _read_layers(module: nn.Sequential) -> tuple[Layer, ...]:
     if not isinstance(module, nn.Sequential):
         raise UnsupportedNetwork(f"the network is a {type(module).__name__}; give a torch.nn.Sequential")
@@ -151,8 +154,10 @@ def _read_layers(module: nn.Sequential) -> tuple[Layer, ...]:
         raise UnsupportedNetwork(
             f"{type(module).__name__} has a forward() of its own; give a plain torch.nn.Sequential"
         )
+    _refuse_hooks("the network", module)
     layers: list[Layer] = []
     seen: dict[int, str] = {}
+    dtype: torch.dtype | None = None
     # Duplicates are kept: one ReLU module may stand in many places.
     children = [
         (name, child) for name, child in module.named_modules(remove_duplicate=False) if name and "." not in name
@@ -162,22 +167,18 @@ def _read_layers(module: nn.Sequential) -> tuple[Layer, ...]:
         if place % 2 == 0:
             if type(child) is not nn.Linear:
                 raise UnsupportedNetwork(f"{where} is a {type(child).__name__} where a Linear belongs; {_SUPPORTED}")
-            if layers and child.in_features != layers[-1].units:
-                raise UnsupportedNetwork(
-                    f"{where} reads {child.in_features} inputs, but {layers[-1].name!r} before it has "
-                    f"{layers[-1].units} units; make them equal"
-                )
-            if name in _RESERVED:
-                raise UnsupportedNetwork(f"{where} has a name that torch keeps for itself; give it another")
-            if child.out_features < 1 or child.in_features < 1:
-                raise UnsupportedNetwork(f"{where} has {child.in_features} inputs and {child.out_features} units")
+            layer = Layer(name, child.in_features, child.out_features, child.bias is not None)
+            _check_sizes(where, layer, layers[-1] if layers else None)
+            dtype = dtype or child.weight.dtype
             for parameter in child.parameters():
                 if id(parameter) in seen:
                     raise UnsupportedNetwork(f"{where} shares a weight with layer {seen[id(parameter)]!r}; untie them")
                 seen[id(parameter)] = name
-            layers.append(Layer(name, child.in_features, child.out_features, child.bias is not None))
+                _check_dtype(where, parameter.dtype, dtype)
+            layers.append(layer)
         elif type(child) is not nn.ReLU:
             raise UnsupportedNetwork(f"{where} is a {type(child).__name__} where a ReLU belongs; {_SUPPORTED}")
+        _refuse_hooks(where, child)
     if len(layers) < 2:
         raise UnsupportedNetwork(f"the network has {len(layers)} Linear layers; at least one hidden layer is needed")
     if len(children) % 2 == 0:
@@ -185,3 +186,33 @@ def _read_layers(module: nn.Sequential) -> tuple[Layer, ...]:
             f"the network ends with {children[-1][0]!r}, a ReLU; end it with the Linear of the logits"
         )
     return tuple(layers)
+
+
+def _check_sizes(where: str, layer: Layer, before: Layer | None) -> None:
+    if before is not None and layer.inputs != before.units:
+        raise UnsupportedNetwork(
+            f"{where} reads {layer.inputs} inputs, but {before.name!r} before it has {before.units} units; "
+            f"make them equal"
+        )
+    if layer.name in _RESERVED:
+        raise UnsupportedNetwork(f"{where} has a name that torch keeps for itself; give it another")
+    if layer.units < 1 or layer.inputs < 1:
+        raise UnsupportedNetwork(f"{where} has {layer.inputs} inputs and {layer.units} units")
+
+
+def _check_dtype(where: str, found: torch.dtype, first: torch.dtype) -> None:
+    if found not in (torch.float32, torch.float64):
+        raise UnsupportedNetwork(f"{where} is {found}; call .float() or .double() on the network")
+    if found != first:
+        raise UnsupportedNetwork(
+            f"{where} is {found}, but the first layer is {first}; call .float() or .double() on the network"
+        )
+
+
+def _refuse_hooks(where: str, module: nn.Module) -> None:
+    # Only sizes are taken over, so what a hook does to an answer would be lost without a word.
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise UnsupportedNetwork(
+            f"{where} has a forward hook; remove it (one of torch.nn.utils.prune or weight_norm with their own remove "
+            f"functions)"
+        )

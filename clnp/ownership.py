@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clnp.errors import Damaged
+from clnp.errors import Damaged, NothingToCommit
 from clnp.network import FREE, Layer, Network
 
 __all__ = [
     "Claims",
     "WeightClasses",
     "active",
+    "check_room",
     "entries",
     "masked",
     "reads",
@@ -36,6 +37,21 @@ def active(network: Network, layer: Layer, task: int | None = None) -> Tensor:
 def masked(network: Network, layer: Layer) -> bool:
     """Whether a task reads only its own units of this hidden layer: the last one under a shared output layer."""
     return network.head == "single" and layer == network.last
+
+
+def check_room(network: Network) -> None:
+    """Refuse to go on where a task reads only its own units of the last hidden layer and none is free there.
+
+    Raises:
+        NothingToCommit: It is so.
+    """
+    last, task = network.last, network.task
+    if masked(network, last) and bool(active(network, last).all()):
+        raise NothingToCommit(
+            f"no free unit left in {last.name}: all {last.units} are owned after {task} tasks, and with a single head "
+            f"task {task + 1} reads only new ones; widen the layer, prune harder (a larger α or margin) or give each "
+            f"task its own head"
+        )
 
 
 def reads(network: Network, layer: Layer, task: int, claims: Claims | None = None) -> Tensor:

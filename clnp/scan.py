@@ -32,8 +32,13 @@ def scan(
     the 500 to 700 thresholds cost as much as 6 to 10 forward passes, where each alone would cost up to one.
 
     The numbers differ from the canonical ones by rounding. A sample counts as surely right, or wrong, where its right
-    class is ahead of, or behind, the best other one by more than ``tolerance`` times the largest logit around it (of
-    its piece, at the first threshold of its group); else it may go either way.
+    class is ahead of, or behind, the best other one by more than ``tolerance`` times the largest number around it;
+    else it may go either way. That number is, in the sample's piece, the larger of the largest logit in its group of
+    thresholds so far, and the largest sum of a logit's absolute summands at the group's first: what cancels leaves its
+    rounding behind.
+
+    A threshold that is skipped for its bounds is never scored, so the exactness of the staircase rests on them. Where
+    the pre-activations of deeper hidden layers cancel, the tolerance alone has to cover it.
 
     Args:
         network: With its open task trained.
@@ -51,8 +56,8 @@ def scan(
         for x, y in zip(torch.split(split.x, piece), torch.split(split.y, piece), strict=True):
             first = chain.first(x)
             for start in range(0, len(thetas), _GROUP):
-                logits = _logits(chain, first, chain.live[start : start + _GROUP])
-                sure, possible = _count(logits, y, tolerance)
+                logits, reach = _logits(chain, first, chain.live[start : start + _GROUP])
+                sure, possible = _count(logits, reach, y, tolerance)
                 low[start : start + _GROUP] += sure
                 high[start : start + _GROUP] += possible
     return list(zip(low.tolist(), high.tolist(), strict=True))
@@ -102,20 +107,27 @@ class _Chain:
         return torch.addmm(self.biases[place][:units], self.weights[place][:inputs, :units].T, outputs[:inputs])
 
 
-def _logits(chain: _Chain, first: Tensor, live: Sequence[tuple[int, ...]]) -> Tensor:
-    """Logits ``[thresholds, classes, batch]`` of one group: a forward pass for its first, updates for the others."""
-    classes = chain.weights[-1].shape[1]
+def _logits(chain: _Chain, first: Tensor, live: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+    """One group of thresholds: a forward pass for its first, updates for the others.
+
+    Returns:
+        The logits ``[thresholds, classes, batch]``, and the largest sum of a logit's absolute summands at the first
+        threshold, ``[]``.
+    """
+    output = chain.weights[-1]
     outputs, sums = [first], []
-    for place in range(1, len(chain.weights)):
-        units = live[0][place] if place < len(live[0]) else classes
-        sums.append(chain.into(place, outputs[-1], live[0][place - 1], units))
+    for place in range(1, len(live[0])):
+        sums.append(chain.into(place, outputs[-1], live[0][place - 1], live[0][place]))
         outputs.append(torch.relu(sums[-1]))
+    read, classes = live[0][-1], output.shape[1]
+    sums.append(chain.into(len(live[0]), outputs[-1], read, classes))
+    reach = (output[:read].abs().T @ outputs[-1][:read]).amax()
     logits = torch.empty(len(live), classes, first.shape[1], dtype=first.dtype, device=first.device)
     logits[0] = sums[-1]
     for step in range(1, len(live)):
         _take_out(chain, outputs, sums, live[step - 1], live[step])
         logits[step] = sums[-1]
-    return logits
+    return logits, reach
 
 
 def _take_out(
@@ -137,9 +149,11 @@ def _take_out(
             torch.clamp_min(target, 0, out=outputs[place + 1][:units])
 
 
-def _count(logits: Tensor, y: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+def _count(logits: Tensor, reach: Tensor, y: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """How many samples are surely and possibly right, int64 ``[thresholds]`` each. Overwrites the logits."""
-    slack = tolerance * logits[0].abs().amax()
+    # An update keeps the rounding of every larger number that it was computed from.
+    largest = logits.abs().amax((1, 2)).cummax(0).values
+    slack = tolerance * torch.maximum(largest, reach).unsqueeze(1)
     index = y.expand(len(logits), 1, -1)
     right = logits.gather(1, index)
     ahead = (right - logits.scatter_(1, index, -torch.inf).amax(1, keepdim=True)).squeeze(1)

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from clnp.errors import NothingToCommit
 from clnp.evaluation import count_correct
 from clnp.forgetting import Point
 from clnp.network import Network
-from clnp.ownership import active, masked
+from clnp.ownership import active, check_room, masked
 from clnp.scan import scan
 from clnp.subnetwork import cut
 from clnp.tasks.task import Split
@@ -64,6 +63,7 @@ def thresholds(network: Network, activity: Mapping[str, Tensor]) -> list[float |
     Raises:
         NothingToCommit: A shared output layer, and no unit free in the last hidden layer.
     """
+    check_room(network)
     bound = math.inf
     values = {0.0}
     for layer in network.hidden:
@@ -71,8 +71,6 @@ def thresholds(network: Network, activity: Mapping[str, Tensor]) -> list[float |
         means: list[float] = activity[layer.name][~owned].tolist()
         values.update(means)
         if masked(network, layer) or not owned.any():
-            if not means:
-                raise NothingToCommit(f"no free unit left in {layer.name}; a wider layer or fewer tasks would fit")
             bound = min(bound, max(means))
     return [None, *(value for value in sorted(values) if value < bound)]
 
@@ -93,8 +91,9 @@ def staircase(network: Network, activity: Mapping[str, Tensor], split: Split) ->
 
     A fast scan gives bounds on the right answers at every threshold. From the largest θ down, a threshold whose upper
     bound does not exceed the best count so far cannot be a step; any other is scored canonically, so every point
-    recorded is a canonical score. Should a score lie outside its bounds, rounding was larger than allowed for, and the
-    scan is done again with ten times the tolerance; at an infinite one nothing is skipped.
+    recorded is a canonical score; that none is missing rests on the bounds (:func:`clnp.scan.scan`). Should a score lie
+    outside its bounds, rounding was larger than allowed for, and the scan is done again with ten times the tolerance;
+    at an infinite one nothing is skipped.
 
     784-400-400-10 on MNIST, 6,000 samples, one thread of an AMD EPYC, torch 2.13: 1.1 s against 13.6 s for the whole
     curve (493 thresholds, 55 steps), 3.5 s against 26.8 s (671, 111), 6.6 s against 26.0 s (693, 162). The scan takes
@@ -113,7 +112,7 @@ def staircase(network: Network, activity: Mapping[str, Tensor], split: Split) ->
     if len(split) == 0:
         raise ValueError("the validation split is empty; a staircase needs at least one sample")
     thetas = thresholds(network, activity)
-    split = Split(split.x.to(network.device, network.dtype), split.y.to(network.device))
+    split = split.to(network.device, network.dtype)
     scored: dict[float | None, Point] = {}
     for tolerance in _TOLERANCES:
         if tolerance < math.inf:

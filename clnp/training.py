@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clnp.errors import NothingToCommit
 from clnp.network import Network
 from clnp.optimizers import Adam, Optimizer, Sgd
-from clnp.ownership import active, entries, masked, take_free, trainable
+from clnp.ownership import check_room, entries, take_free, trainable
 from clnp.seeding import generator
 from clnp.stack import Stack
 from clnp.tasks.task import Split
@@ -110,13 +109,8 @@ def open_task(network: Network, *, seed: int) -> Network:
     Raises:
         NothingToCommit: The output layer is shared and the last hidden layer has no free unit left.
     """
-    last, task = network.last, network.task
-    if masked(network, last) and bool(active(network, last).all()):
-        raise NothingToCommit(
-            f"no free unit left in {last.name}: all {last.units} are owned after {task} tasks, and with a single head "
-            f"task {task + 1} reads only new ones; widen the layer, prune harder (a larger α or margin) or give each "
-            f"task its own head"
-        )
+    check_room(network)
+    task = network.task
     opened = network.copy()
     opened.place_head(task)
     masks, values = trainable(opened), entries(opened)
@@ -164,9 +158,7 @@ def train(
             multi-head network without the open task's head.
     """
     _check(network, members, train, validation)
-    train, validation = (
-        Split(s.x.to(network.device, network.dtype), s.y.to(network.device)) for s in (train, validation)
-    )
+    train, validation = (s.to(network.device, network.dtype) for s in (train, validation))
     stack = Stack(network, len(members))
     optimizer = _optimizer(network, stack, members, settings)
     order = generator(seed, "order", network.task)

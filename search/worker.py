@@ -4,6 +4,7 @@ A worker knows no Ray and no database. A job says all it needs, records go back 
 store (Promise 6).
 """
 
+import math
 import os
 import platform
 import socket
@@ -14,16 +15,15 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from clnp.activity import mean_activity
 from clnp.commit import added, commit, fingerprint, restore
-from clnp.errors import Damaged, DataUnavailable, NothingToCommit
-from clnp.evaluation import count_correct, full_width_agrees, logits
+from clnp.errors import Damaged, DataUnavailable, Diverged, NothingToCommit
+from clnp.evaluation import count_correct, full_width_agrees, full_width_difference, logits
 from clnp.models import mlp
-from clnp.network import FREE, Network
+from clnp.network import FREE, Head, Network
 from clnp.ownership import with_free
-from clnp.subnetwork import cut, subnetwork
+from clnp.subnetwork import subnetwork
 from clnp.tasks import permuted
 from clnp.tasks.task import Sequence as Tasks
 from clnp.tasks.task import Task
@@ -61,6 +61,9 @@ __all__ = [
 ]
 
 Report = Callable[[Progress], None]
+
+_ACTIVITY = "activity."
+"""Begins the names of a trial's entries that hold the mean activity of a layer's units."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,10 @@ def assemble(experiment: Experiment, commits: Sequence[Committed], artifacts: Ar
         Damage: An artifact is missing or does not hash to its name.
         Damaged: It does not fit the network, or its task's fingerprint is not the recorded one.
     """
-    network = build_network(experiment)
+    return _restore(build_network(experiment), commits, artifacts)
+
+
+def _restore(network: Network, commits: Sequence[Committed], artifacts: Artifacts) -> Network:
     for committed in commits:
         restore(network, decode(artifacts.get(committed.artifact)))
         found = fingerprint(network, committed.task)
@@ -188,14 +194,11 @@ def _task(dataset: str, count: int, seed: int, validation: float, data_dir: str 
     return _sequence(dataset, count, seed, validation, data_dir).task(index)
 
 
-_Model = tuple[str, tuple[int, ...], str]
-
-
 @lru_cache(maxsize=4)
-def _assembled(model: _Model, commits: tuple[Committed, ...], artifacts: str) -> Network:
-    dataset, hidden, head = model
-    parts = {"tasks": {"dataset": dataset}, "model": {"hidden": hidden}, "head": head}
-    return assemble(Experiment.model_validate(parts), commits, Artifacts(artifacts))
+def _assembled(
+    sizes: tuple[int, tuple[int, ...], int], head: Head, commits: tuple[Committed, ...], artifacts: str
+) -> Network:
+    return _restore(Network(mlp(*sizes), head=head), commits, Artifacts(artifacts))
 
 
 class _Place:
@@ -215,8 +218,9 @@ class _Place:
                 f"when the task opened; give this worker the same files"
             )
         self.task = _task(*_which(self.experiment, job.replica, settings.data_dir), job.task)
-        model = (self.experiment.tasks.dataset, self.experiment.widths, self.experiment.head)
-        self.network = _assembled(model, job.commits, self.artifacts.location).copy().to(self.device)
+        sizes = (self.experiment.sizes.inputs, self.experiment.widths, self.experiment.sizes.classes)
+        before = _assembled(sizes, self.experiment.head, job.commits, self.artifacts.location)
+        self.network = before.copy().to(self.device)
         self._settings = settings
 
     def open(self) -> Network:
@@ -280,11 +284,12 @@ class _Stack(_Place):
         network = with_free(opened, trained.free)
         try:
             activity = mean_activity(network, self.task.train.x)
-        except ValueError as error:
+        except Diverged as error:
             # Finite on the validation split, and beyond float32 on some training sample.
             return self._record(cell, trained, diverged=str(error))
         found = staircase(network, activity, self.task.validation)
-        data = encode(trained.free)
+        # θ is one unit's activity to the bit: measured again elsewhere, that unit might be claimed after all.
+        data = encode({**trained.free, **{_ACTIVITY + name: means for name, means in activity.items()}})
         return self._record(
             cell,
             trained,
@@ -318,15 +323,13 @@ class _Commit(_Place):
 
     def run(self) -> JobResult:
         job = self._job
-        before = [_answer(self.network, self.sequence, task)[0] for task in range(job.task)]
         network, validation = self._prune()
-        _check_full_width(network, self.sequence)
-        # The first look at this task's test split, now that its commit stands (Promise 5).
-        after = [_answer(network, self.sequence, task) for task in range(job.task + 1)]
+        # Only now does this task's test split open: its commit stands (Promise 5).
+        measured = [self._measure(network, task) for task in range(job.task + 1)]
         fingerprints = tuple(fingerprint(network, task) for task in range(job.task + 1))
         changed = sum(
-            committed.fingerprint != now or not torch.equal(old, new)
-            for committed, now, old, (new, _) in zip(job.commits, fingerprints, before, after, strict=False)
+            committed.fingerprint != now or not same
+            for committed, now, (_, same) in zip(job.commits, fingerprints, measured, strict=False)
         )
         data = encode(added(network, job.task))
         if not changed:
@@ -338,7 +341,7 @@ class _Commit(_Place):
             point=job.point,
             unpruned=job.score,
             validation=validation,
-            test=after[-1][1],
+            test=measured[-1][0],
             best=job.best,
             needed=job.needed,
             candidates=job.candidates,
@@ -349,7 +352,7 @@ class _Commit(_Place):
             size=len(data),
             fingerprints=fingerprints,
             changed=changed,
-            matrix=tuple(score for _, score in after),
+            matrix=tuple(score for score, _ in measured),
             provenance=self.provenance((job.winner.index,)),
             started=self.started,
             ended=time.time(),
@@ -357,24 +360,47 @@ class _Commit(_Place):
         return JobResult(commit=record)
 
     def _prune(self) -> tuple[Network, Score]:
-        """The committed network, its trained free weights still in place, and the validation score of the cut.
+        """The committed network, its trained free weights still in place, and its score on the validation split.
 
         Raises:
-            Damaged: The cut is not the one that was recorded.
+            Damaged: It is not the one that was recorded.
         """
         job = self._job
-        network = with_free(self.open(), decode(self.artifacts.get(job.artifact)))
-        claims = claims_at(network, mean_activity(network, self.task.train.x), job.point.theta)
-        claimed = tuple(int(claims[layer.name].sum()) for layer in network.hidden)
-        correct = count_correct(cut(network, job.task, claims), self.task.validation)
+        tensors = decode(self.artifacts.get(job.artifact))
+        names = [layer.name for layer in self.network.hidden]
+        if missing := [name for name in names if _ACTIVITY + name not in tensors]:
+            raise Damaged(f"artifact {job.artifact} holds no activity of {', '.join(missing)}")
+        activity = {name: tensors.pop(_ACTIVITY + name) for name in names}
+        network = with_free(self.open(), tensors)
+        claims = claims_at(network, activity, job.point.theta)
+        claimed = tuple(int(claims[name].sum()) for name in names)
+        commit(network, claims)
+        correct = count_correct(subnetwork(network, job.task), self.task.validation)
         if (claimed, correct) != (job.point.claimed, job.point.correct):
             raise Damaged(
                 f"cell {job.winner.index} at θ={job.point.theta} was recorded with {job.point.correct} right answers "
                 f"and {list(job.point.claimed)} units claimed, and has {correct} and {list(claimed)} on "
                 f"{device_name(self.device)}; continue on the kind of device and with the versions that trained it"
             )
-        commit(network, claims)
         return network, Score(correct, len(self.task.validation))
+
+    def _measure(self, network: Network, task: int) -> tuple[Score, bool]:
+        """A task's score on its test split after the commit, and whether its logits are those from before.
+
+        Raises:
+            Damaged: The network at full width answers otherwise than the task's sub-network.
+        """
+        test = self.sequence.task(task).open_test()
+        answer = logits(subnetwork(network, task), test.x)
+        if not full_width_agrees(network, test.x, task, narrow=answer):
+            finite = math.isfinite(full_width_difference(network, test.x, task, narrow=answer))
+            why = "a connection into it was not severed" if finite else "a unit that it does not read overflows"
+            raise Damaged(
+                f"task {task + 1} is answered otherwise by the whole network than by its sub-network after the commit "
+                f"of task {network.task}: {why}. Nothing was committed"
+            )
+        same = task == self._job.task or torch.equal(logits(subnetwork(self.network, task), test.x), answer)
+        return Score(int((answer.argmax(1) == test.y.to(answer.device)).sum()), len(test)), same
 
     def _check_return(self, data: bytes, expected: str) -> None:
         """Compare what comes back from a commit's bytes with what went into them."""
@@ -386,20 +412,3 @@ class _Commit(_Place):
 
 def _training(experiment: Experiment) -> Settings:
     return Settings(**experiment.training.model_dump())
-
-
-def _answer(network: Network, sequence: Tasks, task: int) -> tuple[Tensor, Score]:
-    """A committed task's canonical logits on its test split, and its score there."""
-    test = sequence.task(task).open_test()
-    answer = logits(subnetwork(network, task), test.x)
-    correct = int((answer.argmax(1) == test.y.to(answer.device)).sum())
-    return answer, Score(correct, len(test))
-
-
-def _check_full_width(network: Network, sequence: Tasks) -> None:
-    for task in range(network.task):
-        if not full_width_agrees(network, sequence.task(task).open_test().x, task):
-            raise Damaged(
-                f"task {task + 1} is answered otherwise by the whole network than by its sub-network after the commit "
-                f"of task {network.task}: a connection into it was not severed. Nothing was committed"
-            )

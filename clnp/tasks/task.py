@@ -19,8 +19,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.y)
 
-    def to(self, device: torch.device | str) -> "Split":
-        return Split(self.x.to(device), self.y.to(device))
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Split":
+        """The split on a device, its ``x`` in ``dtype`` where one is given."""
+        return Split(self.x.to(device, dtype), self.y.to(device))
 
 
 class Task(Protocol):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from clnp.activity import mean_activity
+from clnp.errors import Diverged
 
 
 @pytest.mark.parametrize("samples", [1, 999, 1000, 2345])
@@ -48,15 +49,17 @@ def test_the_network_stays_as_it_was(make_network):
 
 
 def test_no_sample_has_no_mean(make_network):
-    with pytest.raises(ValueError, match="at least one"):
+    """Not called diverged: that would blame the network."""
+    with pytest.raises(ValueError, match="at least one") as refusal:
         mean_activity(make_network(), torch.empty(0, 5))
+    assert not isinstance(refusal.value, Diverged)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_diverged_network_is_named(make_network, value):
     network = make_network()
     network.linear(network.hidden[0]).bias[2] = value
-    with pytest.raises(ValueError, match=r"unit 2 of 0 .* diverged"):
+    with pytest.raises(Diverged, match=r"unit 2 of 0 .* diverged"):
         mean_activity(network, torch.randn(4, 5))
 
 

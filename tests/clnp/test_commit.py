@@ -68,6 +68,8 @@ def test_a_commit_severs_every_interference_weight(make_network, sequence):
         if place:
             into, source = network.owner(layer).unsqueeze(1), network.owner(network.layers[place - 1]).unsqueeze(0)
             assert bool((weight != 0)[classes.active & (source <= into)].all())
+            # The definition once more, since sever() goes by the weight classes itself.
+            assert not weight[(into != FREE) & ((source == FREE) | (source > into))].any()
         else:
             assert bool((weight != 0).all())
     if network.head == "multi":

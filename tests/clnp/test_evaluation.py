@@ -1,12 +1,14 @@
 """The canonical evaluator, and the full width it is compared with."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from clnp import evaluation
 from clnp.commit import commit
-from clnp.evaluation import count_correct, full_width_agrees, full_width_logits, logits
+from clnp.evaluation import count_correct, full_width_agrees, full_width_difference, full_width_logits, logits
 from clnp.ownership import trainable
 from clnp.subnetwork import subnetwork
 from clnp.tasks.task import Split
@@ -71,6 +73,44 @@ def test_numbers_that_are_not_finite_do_not_agree(make_network):
     network = make_network(committed=1)
     network.linear(network.output).bias[0] = float("nan")
     assert not full_width_agrees(network, torch.randn(5, 5), 0)
+
+
+def test_the_mask_selects(make_network):
+    """Promise 1: whatever a unit outside the mask answers stays outside, where 0 · inf would be NaN."""
+    network = make_network(committed=1)
+    free = int((network.owner(network.last) == -1).nonzero()[0])
+    network.linear(network.last).bias[free] = math.inf
+    assert full_width_agrees(network, torch.randn(50, 5), 0)
+
+
+def test_an_overflow_is_told_from_a_missing_cut(make_network):
+    """Both disagree; only a missing cut by a finite difference."""
+    network = make_network(committed=1)
+    x = torch.randn(50, 5)
+    assert 0 <= full_width_difference(network, x, 0) <= 1e-5
+    first, last = (network.linear(layer) for layer in network.hidden)
+    column = int((network.owner(network.hidden[0]) == -1).nonzero()[0])
+    row = int((network.owner(network.last) == 0).nonzero()[0])
+    uncut, overflowing = network.copy(), network
+    first.bias[column] = math.inf
+    assert not last.weight[row, column]
+    assert not math.isfinite(full_width_difference(overflowing, x, 0))
+    assert not full_width_agrees(overflowing, x, 0)
+    uncut.linear(network.hidden[0]).bias[column] = uncut.linear(network.last).bias[row] = 10.0
+    uncut.linear(network.last).weight[row, column] = 1.0
+    assert 1e-5 < full_width_difference(uncut, x, 0) < math.inf
+    assert not full_width_agrees(uncut, x, 0)
+
+
+def test_narrow_logits_that_are_known_are_not_computed_again(make_network, monkeypatch):
+    network = make_network(committed=2)
+    x = torch.randn(50, 5)
+    narrow = logits(subnetwork(network, 1), x)
+    expected = full_width_difference(network, x, 1)
+    monkeypatch.setattr(evaluation, "logits", lambda *_: pytest.fail("computed again"))
+    assert full_width_difference(network, x, 1, narrow=narrow) == expected
+    assert full_width_agrees(network, x, 1, narrow=narrow)
+    assert not full_width_agrees(network, x, 1, narrow=narrow + 1)
 
 
 def test_without_the_mask_of_a_single_head_it_shows(make_network, claim_some, monkeypatch):

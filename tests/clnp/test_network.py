@@ -3,6 +3,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from clnp.errors import UnsupportedNetwork
 from clnp.models import mlp
@@ -33,6 +34,30 @@ def test_the_given_module_is_neither_read_for_weights_nor_changed():
     network = Network(module)
     assert all(int(value.count_nonzero()) == 0 for value in network.dense.parameters())
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_nothing_is_drawn_from_the_global_random_state():
+    module = mlp(6, [5, 4], 3)
+    random = torch.get_rng_state()
+    Network(module)
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_it_takes_over_dtype_and_device_and_nothing_else():
+    module = mlp(6, [5], 3).double().train()
+    module.hidden1.note = "of the user"
+    network = Network(module)
+    assert network.dtype == torch.float64
+    assert not hasattr(network.linear(network.last), "note")
+    assert {value.device for value in network.state_dict().values()} == {torch.device("cpu")}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("head", ["single", "multi"])
+def test_it_is_made_where_the_module_is(head):
+    network = Network(mlp(6, [5], 3).to("cuda"), head=head)
+    network.place_head(0)
+    assert {value.device.type for value in network.state_dict().values()} == {"cuda"}
 
 
 def test_owners_travel_with_the_state_and_stay_whole_numbers():
@@ -100,6 +125,25 @@ def test_one_relu_may_stand_in_many_places():
     assert [layer.name for layer in network.layers] == ["0", "2", "4"]
 
 
+def _changed(change, *where):
+    module = mlp(6, [5], 3)
+    for name in where:
+        change(module.get_submodule(name))
+    return module
+
+
+def _hooked(child):
+    child.register_forward_hook(lambda *_: None)
+
+
+def _hooked_before(child):
+    child.register_forward_pre_hook(lambda *_: None)
+
+
+HOOK = "has a forward hook; remove it (one of torch.nn.utils.prune or weight_norm with their own remove functions)"
+CAST = "call .float() or .double() on the network"
+
+
 class _Doubled(nn.Sequential):
     def forward(self, x):
         return 2 * super().forward(x)
@@ -155,6 +199,20 @@ SUPPORTED = "a network is Linear and ReLU in turn and ends with a Linear"
         (
             nn.Sequential(OrderedDict(values=nn.Linear(6, 5), relu=nn.ReLU(), output=nn.Linear(5, 3))),
             "layer 'values' (place 0) has a name that torch keeps for itself; give it another",
+        ),
+        (_changed(nn.Module.half, "hidden1", "output"), f"layer 'hidden1' (place 0) is torch.float16; {CAST}"),
+        (_changed(nn.Module.bfloat16, "output"), f"layer 'output' (place 2) is torch.bfloat16; {CAST}"),
+        (
+            _changed(nn.Module.double, "output"),
+            f"layer 'output' (place 2) is torch.float64, but the first layer is torch.float32; {CAST}",
+        ),
+        (_changed(_hooked, "output"), f"layer 'output' (place 2) {HOOK}"),
+        (_changed(_hooked, "relu1"), f"layer 'relu1' (place 1) {HOOK}"),
+        (_changed(_hooked_before, "hidden1"), f"layer 'hidden1' (place 0) {HOOK}"),
+        (_changed(_hooked, ""), f"the network {HOOK}"),
+        (
+            _changed(lambda child: prune.l1_unstructured(child, "weight", 0.5), "hidden1"),
+            f"layer 'hidden1' (place 0) {HOOK}",
         ),
     ],
 )

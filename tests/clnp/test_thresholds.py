@@ -14,11 +14,12 @@ from clnp.activity import mean_activity
 from clnp.commit import commit
 from clnp.errors import NothingToCommit
 from clnp.evaluation import count_correct
-from clnp.ownership import active, reads, trainable
+from clnp.ownership import active, entries, reads, trainable
 from clnp.scan import scan
 from clnp.subnetwork import cut
 from clnp.tasks.task import Split
 from clnp.thresholds import Staircase, claims_at, curve, staircase, thresholds
+from clnp.training import open_task
 
 
 def by_definition(points):
@@ -79,6 +80,61 @@ def test_the_scan_bounds_every_threshold(make_network, data, tolerance):
     bounds = scan(network, activity, thresholds(network, activity), split, tolerance=tolerance)
     for point, (low, high) in zip(curve(network, activity, split), bounds, strict=True):
         assert low <= point.correct <= high
+
+
+def quiet_twins(make_network, seed):
+    """Two quiet units alike, with large opposite weights into the head, that go at two neighbouring thresholds: what
+    stays of the update that takes the first out and the one that takes the second out is their rounding."""
+    network = make_network((30,), head="multi", inputs=4, seed=seed)
+    values = entries(network)
+    values["0.weight"][:2] = 0.01 * values["0.weight"][0]
+    values["0.bias"][:2] = 0.01
+    values["2.weight"][:, 0] *= 10 ** (5 + seed % 5)
+    values["2.weight"][:, 1] = -values["2.weight"][:, 0]
+    source = torch.Generator().manual_seed(seed)
+    activity = mean_activity(network, samples(300, source, inputs=4).x)
+    activity["0"][1] += 1e-9
+    return network, activity, samples(200, source, inputs=4)
+
+
+def frozen_twins(make_network, seed):
+    """Two old units alike, with large opposite weights into the new head: they cancel at every threshold."""
+    network = make_network((30,), head="multi", inputs=4, seed=seed)
+    values = entries(network)
+    values["0.weight"][1], values["0.bias"][1] = values["0.weight"][0], values["0.bias"][0]
+    commit(network, {"0": torch.arange(30) < 2})
+    network.place_head(1)
+    source = torch.Generator().manual_seed(seed)
+    head = entries(network)["2.weight"]
+    head.copy_(torch.randn(head.shape, generator=source))
+    head[:, 0] *= 10 ** (4 + seed % 3)
+    head[:, 1] = -head[:, 0]
+    activity = mean_activity(network, samples(300, source, inputs=4).x)
+    return network, activity, samples(200, source, inputs=4)
+
+
+def let_loose(make_network, seed):
+    """A unit that keeps a far larger one silent goes, then the large one: in between, the logits are large."""
+    network = make_network((12, 12), head="multi", inputs=4, seed=seed)
+    values = entries(network)
+    values["0.weight"][0], values["0.bias"][0] = 0.0, 1.0
+    values["2.weight"][0], values["2.bias"][0] = 0.0, 10 ** (6 + seed % 3)
+    values["2.weight"][0, 0] = -2 * values["2.bias"][0]
+    source = torch.Generator().manual_seed(seed)
+    activity = mean_activity(network, samples(300, source, inputs=4).x)
+    activity["0"][0], activity["2"][0] = 1e-9, 2e-9
+    return network, activity, samples(200, source, inputs=4)
+
+
+@pytest.mark.parametrize("state", [quiet_twins, frozen_twins, let_loose])
+@pytest.mark.parametrize("seed", range(15))
+def test_the_bounds_hold_where_large_numbers_cancel(make_network, state, seed):
+    """Promise 2: rounding goes with the numbers that cancelled, not with the small logits that are left of them."""
+    network, activity, split = state(make_network, seed)
+    points = curve(network, activity, split)
+    bounds = scan(network, activity, thresholds(network, activity), split, tolerance=1e-4)
+    assert all(low <= point.correct <= high for point, (low, high) in zip(points, bounds, strict=True))
+    assert staircase(network, activity, split) == Staircase(points[0].correct, by_definition(points))
 
 
 def test_pieces_and_groups_do_not_matter(make_network, monkeypatch):
@@ -246,8 +302,11 @@ def test_one_full_layer(make_network):
 def test_a_full_last_layer_under_a_shared_output(make_network):
     network = make_network((8, 3), head="single", committed=1, share=0.5)
     network.owner(network.last).fill_(0)
-    with pytest.raises(NothingToCommit, match="no free unit left in 2"):
+    with pytest.raises(NothingToCommit, match="no free unit left in 2: all 3 are owned") as refusal:
         thresholds(network, mean_activity(network, torch.randn(5, 5)))
+    with pytest.raises(NothingToCommit) as same:
+        open_task(network, seed=0)
+    assert str(same.value) == str(refusal.value)
 
 
 def test_a_layer_that_has_fallen_silent(make_network):

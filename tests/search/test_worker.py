@@ -12,10 +12,11 @@ import clnp.commit
 import search.worker
 from clnp.activity import mean_activity
 from clnp.evaluation import logits
+from clnp.network import FREE
 from clnp.ownership import with_free
 from clnp.subnetwork import subnetwork
 from clnp.tasks.permutations import _PermutedTask
-from clnp.tensors import decode
+from clnp.tensors import decode, encode
 from clnp.thresholds import curve
 from clnp.training import open_task
 from search.artifacts import Artifacts
@@ -95,6 +96,11 @@ def own_caches() -> None:
         cached.cache_clear()
 
 
+def free_part(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A trial's tensors without the activities that lie beside them."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("activity.")}
+
+
 def bits(record: Any) -> Any:
     """A record without when it came about."""
     return replace(record, started=0.0, ended=0.0)
@@ -108,7 +114,7 @@ def test_a_stack_returns_what_its_members_scored(played: Played) -> None:
     for record in played.cells(1):
         assert record.artifact is not None
         assert record.score is not None
-        free = decode(Artifacts(played.settings.artifacts).get(record.artifact))
+        free = free_part(decode(Artifacts(played.settings.artifacts).get(record.artifact)))
         member = with_free(network, free)
         whole = curve(member, mean_activity(member, task.train.x), task.validation)
         assert record.score.correct == whole[0].correct
@@ -240,6 +246,74 @@ def test_a_commit_measures_every_task_again(played: Played) -> None:
     assert second.free == tuple(int((after.owner(layer) == -1).sum()) for layer in after.hidden)
 
 
+@pytest.mark.parametrize("task", [0, 1])
+def test_every_task_is_compared_at_full_width(played: Played, monkeypatch: pytest.MonkeyPatch, task: int) -> None:
+    """Promise 1: a connection into a task's unit that was not severed is seen, whichever task it is."""
+
+    def spoil(network: Any, claims: Any) -> None:
+        real(network, claims)
+        free = network.owner(network.hidden[0]) == FREE
+        own = network.owner(network.hidden[1]) == task
+        network.linear(network.hidden[1]).weight[own.unsqueeze(1) & free] = 10.0
+
+    real = search.worker.commit
+    monkeypatch.setattr(search.worker, "commit", spoil)
+    failure = perform(played.commit(1), played.settings).failure
+    assert failure is not None
+    assert f"task {task + 1} is answered otherwise by the whole network" in failure.text
+    assert "not severed" in failure.text
+
+
+def test_what_is_committed_is_scored_after_the_commit(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise 2: a commit that spoils the task's own weights is refused."""
+
+    def spoil(network: Any, claims: Any) -> None:
+        real(network, claims)
+        layer = network.last
+        network.linear(layer).weight[network.owner(layer) == network.task - 1] *= -1
+
+    real = search.worker.commit
+    monkeypatch.setattr(search.worker, "commit", spoil)
+    failure = perform(played.commit(1), played.settings).failure
+    assert failure is not None
+    assert failure.kind == "damage"
+    assert "right answers" in failure.text
+
+
+def test_a_commit_is_read_back_before_it_counts(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise 3: the tensors that are stored are those whose fingerprint was taken."""
+
+    def alter(network: Any, task: int) -> Any:
+        tensors = real(network, task)
+        tensors["hidden1.weight"][0] += 1.0
+        return tensors
+
+    real = search.worker.added
+    monkeypatch.setattr(search.worker, "added", alter)
+    failure = perform(played.commit(1), played.settings).failure
+    assert failure is not None
+    assert "comes back from its own tensors with another fingerprint" in failure.text
+
+
+def test_a_replica_trains_with_its_own_seed(single: Played) -> None:
+    """Replica r of seed s is replica 0 of seed s + r, bit for bit."""
+    job = single.stack(0)
+    second = replace(job, replica=1, data=build_sequence(single.experiment, 1, None).sha256(0))
+    other = experiment(seed=1)
+    as_first = replace(second, replica=0, experiment=other.to_json())
+    mine, theirs = (perform(each, single.settings).cells for each in (second, as_first))
+    assert [bits(record) for record in mine] == [bits(record) for record in theirs]
+    assert all(a.artifact != b.artifact for a, b in zip(mine, single.cells(0), strict=True))
+
+
+def test_a_trial_without_its_activity_is_damaged(single: Played) -> None:
+    artifacts = Artifacts(single.settings.artifacts)
+    tensors = free_part(decode(artifacts.get(single.commit(0).artifact)))
+    failure = perform(replace(single.commit(0), artifact=artifacts.put(encode(tensors))), single.settings).failure
+    assert failure is not None
+    assert "holds no activity of hidden1, hidden2" in failure.text
+
+
 def test_a_missing_cut_is_seen(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     """Promise 1: without severing the sub-network's answer stays, and the whole network's does not."""
     monkeypatch.setattr(clnp.commit, "sever", lambda *_: None)
@@ -273,6 +347,19 @@ def test_a_changed_answer_is_counted(played: Played, monkeypatch: pytest.MonkeyP
         return real(*arguments) + (1e-6 if len(calls) > 1 else 0.0)
 
     monkeypatch.setattr(search.worker, "logits", answer)
+    result = perform(played.commit(1), played.settings)
+    assert result.commit is not None
+    assert result.commit.changed == 1
+
+
+def test_a_changed_fingerprint_is_counted(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise 1: also where no answer to the test split shows it."""
+    real = search.worker.fingerprint
+
+    def changed(network: Any, task: int) -> str:
+        return "0" * 64 if (network.task, task) == (2, 0) else real(network, task)
+
+    monkeypatch.setattr(search.worker, "fingerprint", changed)
     result = perform(played.commit(1), played.settings)
     assert result.commit is not None
     assert result.commit.changed == 1
