@@ -167,6 +167,8 @@ def _drive(options: argparse.Namespace, store: "Store", experiment: "Experiment"
     from search.reports.final import final
     from search.view import open_view
 
+    # The store has read it; what this process starts, Ray's workers among it, would inherit it.
+    os.environ.pop(STORAGE_VARIABLE, None)
     with open_view(sys.stderr) as view:
         store.database.on_outage = view.note
         code = run_experiment(

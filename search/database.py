@@ -52,7 +52,8 @@ class Database:
     Args:
         url: ``sqlite:///FILE`` or ``postgresql+psycopg://USER:PASSWORD@HOST/DATABASE`` (``postgresql://`` means the
             same). A SQLite path becomes absolute.
-        create: Whether a missing SQLite file is made. Without it nothing is written before somebody writes.
+        create: Whether a SQLite file may be missing and must be one that can be written. Nothing is made or changed
+            before :meth:`prepare`.
         patience: Seconds for which :meth:`retry` tries again.
         on_outage: Told once an outage that the database cannot be reached and is tried again.
 
@@ -84,8 +85,9 @@ class Database:
             self._connect_args: dict[str, Any] = {"timeout": _BUSY_TIMEOUT}
         else:
             self._connect_args = {**_POSTGRES_CONNECT, **secrets}
-        self.engine = self._make_engine(create)
-        self._reach()
+        self.engine = self._make_engine()
+        if not self.missing:
+            self._reach()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url})"
@@ -99,6 +101,11 @@ class Database:
         return Path(str(self._address.database)) if self.dialect == "sqlite" else None
 
     @property
+    def missing(self) -> bool:
+        """Whether the SQLite file is still to be made: to connect would make it."""
+        return self.path is not None and not self.path.exists()
+
+    @property
     def now(self) -> ColumnElement[float]:
         """The database's clock as an SQL expression: seconds since 1970."""
         return literal_column(_NOW[self.dialect])
@@ -106,6 +113,21 @@ class Database:
     def clock(self, connection: Connection) -> float:
         """The database's clock: seconds since 1970. Drivers on several hosts agree on it."""
         return float(connection.execute(select(self.now)).scalar_one())
+
+    def prepare(self) -> None:
+        """Make ready for writing: a SQLite file is made where it is missing, and keeps a write-ahead log from now on.
+
+        Raises:
+            Unavailable, BadInput: See :meth:`retry`.
+        """
+
+        def set_log() -> None:
+            with self.engine.connect() as connection:
+                # Kept in the file: other connections and Optuna's find it set.
+                connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+
+        if self.dialect == "sqlite":
+            self.retry(set_log)
 
     def rdb_storage(self) -> RDBStorage:
         """Optuna's storage on this database; its tables are made where they are missing.
@@ -206,7 +228,7 @@ class Database:
             return BadInput(f"{self.path} cannot be used: {self.redact(error)}; check the rights of file and folder")
         return None
 
-    def _make_engine(self, create: bool) -> Engine:
+    def _make_engine(self) -> Engine:
         try:
             engine = create_engine(
                 self._address, pool_pre_ping=True, hide_parameters=True, connect_args=self._connect_args
@@ -221,9 +243,6 @@ class Database:
             def _pragmas(connection: Any, _: object) -> None:
                 cursor = connection.cursor()
                 cursor.execute("PRAGMA foreign_keys = ON")
-                if create:
-                    # Kept in the file: readers and Optuna's connections find it set.
-                    cursor.execute("PRAGMA journal_mode = WAL")
                 cursor.close()
 
         return engine

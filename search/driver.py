@@ -80,7 +80,7 @@ def run_experiment(
         if signals.received is not None:
             attempt.interrupt()
             wait((future,), _GRACE - 1.0)
-            _leave(attempt, f"interrupted; continue with: {attempt.command}", signals.exit_code)
+            _leave(attempt, attempt.farewell, signals.exit_code)
     executor.shutdown()
     error = future.exception()
     if attempt.abandoned and isinstance(error, SearchError):
@@ -113,12 +113,21 @@ class _Attempt:
     allow_missing: bool
     view: View
     interrupted: bool = False
+    known: bool = False
+    """Whether the database has the run: only then can it be resumed."""
     backend: "LiveBackend | None" = None
 
     @property
     def abandoned(self) -> bool:
         """Whether the backend left jobs running."""
         return self.backend is not None and self.backend.stop.is_set()
+
+    @property
+    def farewell(self) -> str:
+        """What a person who interrupted it is told."""
+        if self.known:
+            return f"interrupted; continue with: {self.command}"
+        return "interrupted before anything was started; the same command starts it"
 
     @property
     def command(self) -> str:
@@ -147,14 +156,25 @@ class _Attempt:
     def run(self) -> None:
         """Check, take the run, and work on it until it is over."""
         row = self.store.run(self.name)
-        with self._make_backend() as backend:
-            data = self._check_data(row)
-            if row is not None and row.state == "finished" and not self._grows(row):
+        if row is not None:
+            self.known = True
+            # What can be told without the data is told before Ray is imported for nothing.
+            self._refuse_other(row, row.data)
+            if row.state == "finished" and not self._grows(row):
                 self.view.note(f"run {self.name} is finished already")
                 return
+        with self._make_backend() as backend:
+            data = self._check_data(row)
             pool = backend.form_pool(self.experiment)
             before = self.store.attempts(self.name)
-            versions = {**describe("ray", "optuna"), "device": pool.device, "threads": str(pool.cpu)}
+            # Workers and backend too: the stacks of later tasks go by them.
+            versions = {
+                **describe("ray", "optuna"),
+                "device": pool.device,
+                "threads": str(pool.cpu),
+                "workers": str(pool.workers),
+                "backend": self.kind,
+            }
             with self.store.take(
                 self.name,
                 experiment_json=self.experiment.to_json(),
@@ -163,6 +183,7 @@ class _Attempt:
                 wait=self.view.note,
                 layers=self.experiment.layer_names,
             ) as writer:
+                self.known = True
                 self._check_again(writer, data)
                 self._tell_changes(writer, before, versions)
                 self._work(backend, writer, pool)

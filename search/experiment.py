@@ -174,6 +174,7 @@ def differences(old: Experiment, new: Experiment, old_data: str, new_data: str) 
         f"{key}: was {json.dumps(before.get(key))}, is {json.dumps(after.get(key))}"
         for key in dict.fromkeys([*before, *after])
         if before.get(key) != after.get(key)
+        and not (key == "grid.after_first" and _repeats_grid(before) and _repeats_grid(after))
     ]
     for key, was, now in (
         ("tasks.count", old.tasks.count, new.tasks.count),
@@ -203,6 +204,11 @@ def _identity(experiment: Experiment, data: str, count: int) -> dict[str, Any]:
         "training": experiment.training.model_dump(mode="json"),
         "rule": rule,
     }
+
+
+def _repeats_grid(flat: Mapping[str, Any]) -> bool:
+    """Whether the later tasks have the grid of the first: then what changed there is no news here."""
+    return bool(flat["grid.after_first"] == {axis: flat[f"grid.{axis}"] for axis in ("alpha", "learning_rate")})
 
 
 def _flat(identity: dict[str, Any]) -> Iterator[tuple[str, Any]]:

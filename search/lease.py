@@ -16,8 +16,8 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from search.database import Database
-from search.errors import Held, LeaseLost, SearchError
-from search.ledger import Leases
+from search.errors import BadInput, Held, LeaseLost, SearchError
+from search.ledger import Leases, Runs
 
 __all__ = ["DURATION", "Holder", "Lease", "Process", "holder"]
 
@@ -70,7 +70,7 @@ class Holder:
     """Who holds a run's lease, since when and until when unless renewed (seconds since 1970).
 
     Attributes:
-        live: Whether the holder runs, or, on another host, whether its lease does.
+        live: Whether the lease runs, as far as its holder is not seen to be dead.
     """
 
     host: str
@@ -112,33 +112,42 @@ class Lease:
     ) -> "Lease":
         """Take the lease: at once if nobody holds it or its holder is seen to be dead, else when it has run out.
 
+        A holder that lives and does not renew it may be robbed of it: each of its writes checks the token.
+
         Args:
             duration: Seconds that it lasts beyond its last renewal.
             wait: Told, once, who holds it and until when, before it is waited for. Without it there is no waiting.
             poll: Seconds between looks while waiting.
 
         Raises:
-            Held: Its holder runs, or is renewing it.
+            Held: Its holder is renewing it.
+            BadInput: The run is there no longer.
         """
         token = secrets.token_hex(16)
         first: tuple[str, int] | None = None
         while True:
-            row, now = database.retry(lambda: _look(database, run_id))
+            row, now = database.retry(lambda: _look(database, run_id, name))
+            who = f"run {name} is taken by another driver"
+            seen = None if row is None else (row.token, row.renewals)
             standing = "dead" if row is None else _process(row).standing()
-            if row is None or standing == "dead" or (standing == "unknown" and row.expires <= now):
-                seen = None if row is None else (row.token, row.renewals)
+            if row is None or standing == "dead" or row.expires <= now:
                 if database.retry(lambda seen=seen: _seize(database, run_id, seen, token, duration)):  # type: ignore[misc]
                     return cls(database, run_id, name, token, duration)
-                continue
-            who = f"run {name} is held by process {row.pid} on host {row.host}"
-            if standing == "alive":
-                raise Held(f"{who}, which is running; end it first, or give this run another --name")
-            if wait is None or first not in (None, (row.token, row.renewals)):
-                raise Held(f"{who}, whose lease is being renewed; end it first, or give this run another --name")
-            if first is None:
-                first = (row.token, row.renewals)
-                until = time.strftime("%H:%M:%S", time.localtime(row.expires))
-                wait(f"{who}; waiting for the end of its lease at {until} ({row.expires - now:.0f} s)")
+            else:
+                who = f"run {name} is held by process {row.pid} on host {row.host}"
+                remedy = "end it first, or give this run another --name"
+                left = row.expires - now
+                # One that was stopped (SIGSTOP, a debugger) runs and renews nothing; one that renews has more left.
+                if standing == "alive" and left > duration / 2:
+                    raise Held(f"{who}, which is running; {remedy}")
+                if first not in (None, seen):
+                    raise Held(f"{who}, whose lease is being renewed; {remedy}")
+                if wait is None:
+                    raise Held(f"{who}, whose lease lasts for another {left:.0f} s; {remedy}")
+                if first is None:
+                    first = seen
+                    until = time.strftime("%H:%M:%S", time.localtime(row.expires))
+                    wait(f"{who}; waiting for the end of its lease at {until} ({left:.0f} s)")
             if not database.pause(poll):
                 raise Held(f"{who}; not waited for")
 
@@ -206,8 +215,7 @@ def holder(connection: Connection, run_id: int, now: float) -> Holder | None:
     row = connection.execute(select(*Leases.__table__.columns).where(Leases.run_id == run_id)).first()
     if row is None:
         return None
-    standing = _process(row).standing()
-    live = standing == "alive" or (standing == "unknown" and row.expires > now)
+    live = row.expires > now and _process(row).standing() != "dead"
     return Holder(row.host, row.pid, row.taken, row.expires, live)
 
 
@@ -242,8 +250,11 @@ def _process(row: Row[tuple[object, ...]]) -> Process:
     return Process(row.host, row.boot, row.namespace, row.pid, row.started)
 
 
-def _look(database: Database, run_id: int) -> tuple[Row[tuple[object, ...]] | None, float]:
+def _look(database: Database, run_id: int, name: str) -> tuple[Row[tuple[object, ...]] | None, float]:
     with database.engine.connect() as connection:
+        # Without the run's row no lease can be put, whoever tries.
+        if connection.execute(select(Runs.id).where(Runs.id == run_id)).first() is None:
+            raise BadInput(f"run {name} was deleted just now; the same command makes it anew")
         row = connection.execute(select(*Leases.__table__.columns).where(Leases.run_id == run_id)).first()
         return row, database.clock(connection)
 

@@ -212,7 +212,7 @@ def has_tables(database: Database) -> bool:
                 return None
             return connection.execute(select(Schema.version)).scalar_one_or_none()
 
-    version = database.retry(look)
+    version = None if database.missing else database.retry(look)
     if version is not None and version > SCHEMA:
         raise BadInput(
             f"{database.url} has clnp-search tables of version {version}, made by a newer clnp-search; this one knows "
@@ -222,12 +222,14 @@ def has_tables(database: Database) -> bool:
 
 
 def create_tables(database: Database) -> None:
-    """Make the tables where they are missing.
+    """Make the database ready for writing, and the tables where they are missing.
 
     Raises:
-        BadInput: They are of a newer version.
+        BadInput: They are of a newer version; nothing was written.
     """
-    if has_tables(database):
+    found = has_tables(database)
+    database.prepare()
+    if found:
         return
 
     def create() -> None:

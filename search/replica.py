@@ -20,6 +20,7 @@ from search.experiment import Experiment
 from search.grid import cells, stacks
 from search.names import cell_key
 from search.records import Cell, CellRecord, CommitJob, CommitRecord, Committed, Job, Opening, Score, StackJob
+from search.text import plural, times
 
 __all__ = [
     "Commit",
@@ -119,6 +120,7 @@ class Replica:
         self._losses = Counter(
             (loss.kind, loss.task, tuple(loss.cells)) for loss in history.losses if loss.replica == index
         )
+        self._stopped: Impossible | None = None
         # Losers go before the next task opens: only the last commit's removal can have been cut off.
         self._removed = len(self.commits) - (0 if self.is_open else min(1, len(self.commits)))
 
@@ -138,6 +140,11 @@ class Replica:
         return self.task == self._experiment.tasks.count and self._removed == self.task
 
     @property
+    def stopped(self) -> Impossible | None:
+        """Why it cannot go on, or None."""
+        return self._stopped
+
+    @property
     def reached(self) -> tuple[int, int]:
         """How far it has come: tasks committed, and cells of the open task that have a record or are out."""
         out = sum(len(step.wanted) for step in self._out.values() if isinstance(step, Train))
@@ -147,14 +154,16 @@ class Replica:
         """The next step, or None: there is none, or none before a job that is out has ended.
 
         Raises:
-            Impossible: Every cell has its record, and none is worth committing.
+            Impossible: No unit of the last hidden layer is left for a task with a single head; or every cell has its
+                record, and none is worth committing.
             Damage: A record contradicts itself.
             Unavailable: Every cell was lost too often.
         """
         if self._removed < self.task:
             return Remove(self._removed, self._losers(self._removed))
-        if self.task == self._experiment.tasks.count:
+        if self.task == self._experiment.tasks.count or self._stopped is not None:
             return None
+        self._check_room()
         if not self.is_open:
             return self._open()
         waiting = next(self._waiting(), None)
@@ -237,10 +246,30 @@ class Replica:
             what = f"cell {cell.index} ({cell_key(cell)})"
             remedy = "; --allow-missing commits without such a cell"
         raise Unavailable(
-            f"{place(self.index, self.task)}: {what} was lost {self._losses[key]} times "
-            f"(retries: {self._experiment.retries}), the last time because: {reason}. "
+            f"{place(self.index, self.task)}: {what} was lost {times(self._losses[key])} "
+            f"(retries: {self._experiment.retries}), the last time because: {reason.removesuffix('.')}. "
             f"The same command tries again{remedy}"
         )
+
+    def stop(self, error: Impossible) -> None:
+        """It cannot go on: there is no next step but to take in what is out."""
+        self._stopped = error
+
+    def _check_room(self) -> None:
+        """The last commit says whether the next task finds a unit to claim: no worker need find out."""
+        last = self._experiment.layer_names[-2]
+        if self._experiment.head == "single" and last in self._full_layers():
+            raise Impossible(
+                f"{place(self.index, self.task)}: no free unit left in {last}: all {self._experiment.widths[-1]} are "
+                f"owned, and with a single head a task reads only new ones. The tasks committed so far are kept; widen "
+                f"the layer, prune harder (a larger α or margin) or give each task its own head, and give the new run "
+                f"another --name"
+            )
+
+    def _full_layers(self) -> list[str]:
+        """The hidden layers without a free unit."""
+        free = self.commits[-1].free if self.commits else self._experiment.widths
+        return [layer for layer, units in zip(self._experiment.layer_names, free, strict=False) if units == 0]
 
     def _open(self) -> Open:
         first = self.commits[0].winner if self.commits else None
@@ -275,15 +304,15 @@ class Replica:
         missing = tuple(cell.index for cell in self.openings[self.task].cells if cell.index not in records)
         if not records:
             raise Unavailable(
-                f"{place(self.index, self.task)}: every one of its {len(missing)} cells was lost more than "
-                f"{self._experiment.retries} times, so there is nothing to commit even with cells missing; "
+                f"{place(self.index, self.task)}: each of its {plural(len(missing), 'cell')} was lost more than "
+                f"{times(self._experiment.retries)}, so there is nothing to commit even with cells missing; "
                 f"the same command tries them again"
             )
         try:
             choice = pick_winner(records, self._experiment.margin(self.task), self._experiment.rule.sparsity)
         except NothingToCommit as error:
             raise Impossible(
-                f"{place(self.index, self.task)}: {error}. The tasks committed so far are kept; "
+                f"{place(self.index, self.task)}: {error}{self._crowding()}. The tasks committed so far are kept; "
                 f"change the grid and give the new run another --name"
             ) from error
         except Damaged as error:
@@ -292,6 +321,11 @@ class Replica:
         if record.score is None or record.artifact is None:
             raise Damage(f"{place(self.index, self.task)}: its winner, cell {record.cell.index}, has no tensors")
         return Commit(self.task, choice, record.cell, record.score, record.artifact, missing)
+
+    def _crowding(self) -> str:
+        """What may have kept the trials from learning, if any came to an end: a layer without a free unit."""
+        full = self._full_layers() if any(record.score for record in self.records[self.task].values()) else []
+        return "".join(f"; {layer} has no free unit left: widen it or prune harder" for layer in full)
 
     def _losers(self, task: int) -> tuple[str, ...]:
         return losers(self._experiment.keep, self.records[task], self.commits[task])

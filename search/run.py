@@ -16,7 +16,7 @@ from search.names import cell_key
 from search.records import CellRecord, CommitJob, CommitRecord, Job, JobResult, Opening, Progress, StackJob
 from search.replica import Commit, Open, Remove, Replica, Train
 from search.snapshot import Event, EventKind, ReplicaState, RunningJob, Snapshot
-from search.text import plural, theta
+from search.text import members, numbers, plural, theta
 
 __all__ = ["Run"]
 
@@ -31,6 +31,9 @@ class _Out:
     progress: Progress | None = None
 
 
+_LOOK = 0.05
+"""Seconds that who wants a snapshot waits for a turn to end. One that writes may last as long as an outage."""
+
 _ERRORS: dict[str, type[SearchError]] = {"damage": Damage, "impossible": Impossible, "input": BadInput}
 
 
@@ -41,7 +44,8 @@ class Run:
     3). May be called from several threads; each call is one turn, and a turn's writes are in order.
 
     No method raises a :class:`SearchError`: it becomes :attr:`stopped`, after which nothing is handed out. What runs
-    then may still be taken in.
+    then may still be taken in. An ``Impossible`` is one replica's alone: the others go on to their end, then it stops
+    the run.
 
     Args:
         experiment: The resolved experiment: ``worker.gpu`` says what auto became.
@@ -83,6 +87,7 @@ class Run:
         self._lock = threading.RLock()
         self._events: deque[Event] = deque()
         self._telling = threading.RLock()
+        self._last_look = self._look()
 
     @property
     def finished(self) -> bool:
@@ -127,11 +132,12 @@ class Run:
             if out is None:
                 return
             out.replica.returned(job_id)
-            self._check(out, result)
-            if isinstance(out.job, CommitJob):
-                self._take_commit(out.replica, out.job, result.commit)
+            try:
+                self._check(out, result)
+            except Impossible as error:
+                self._stop_replica(out.replica, error)
             else:
-                self._take_cells(out.replica, out.job, out.wanted, result)
+                self._take_in(out, result)
             if self._stopped is None and not self._given_back:
                 self._settle()
 
@@ -161,12 +167,19 @@ class Run:
                 self._writer.close_job(job_id, "given back")
 
     def snapshot(self) -> Snapshot:
-        """The run at this moment, for a live view."""
-        with self._lock:
-            return Snapshot(
-                tuple(_state(replica, self._experiment.tasks.count) for replica in self._replicas),
-                tuple(_running(out) for out in self._out.values()),
-            )
+        """The run at this moment, for a live view; the last one given where a turn waits for the database."""
+        if self._lock.acquire(timeout=_LOOK):
+            try:
+                self._last_look = self._look()
+            finally:
+                self._lock.release()
+        return self._last_look
+
+    def _look(self) -> Snapshot:
+        return Snapshot(
+            tuple(_state(replica, self._experiment.tasks.count) for replica in self._replicas),
+            tuple(_running(out) for out in self._out.values()),
+        )
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -182,25 +195,41 @@ class Run:
                     self._on_event(self._events.popleft())
 
     def _settle(self) -> list[tuple[Replica, Train | Commit]]:
-        """Write what needs no worker (open tasks, remove losers), then say what each replica has for one."""
+        """Write what needs no worker (open tasks, remove losers), then say what each replica has for one.
+
+        Raises:
+            Impossible: No replica can go on, and not all are finished.
+        """
         ready = []
         for replica in self._replicas:
-            if replica.index in self._unchecked:
-                self._check_data(replica)
-            step = replica.next()
-            while isinstance(step, Open | Remove):
-                if isinstance(step, Open):
-                    self._open_task(replica, step)
-                else:
-                    self._writer.remove_artifacts(step.artifacts)
-                    replica.removed()
-                step = replica.next()
-            if step is not None:
-                ready.append((replica, step))
+            try:
+                step = self._advance(replica)
+            except Impossible as error:
+                self._stop_replica(replica, error)
+            else:
+                if step is not None:
+                    ready.append((replica, step))
         if not self._told_end and self.finished:
             self._told_end = True
             self._tell("run finished", f"all tasks are committed: {self._experiment.tasks.count} in each replica")
+        errors = [replica.stopped for replica in self._replicas if replica.stopped is not None]
+        if errors and all(replica.finished or replica.stopped for replica in self._replicas):
+            raise errors[0] if len(errors) == 1 else Impossible("\n".join(map(str, errors)))
         return ready
+
+    def _advance(self, replica: Replica) -> Train | Commit | None:
+        """Write what this replica has before its next job, then give that."""
+        if replica.index in self._unchecked:
+            self._check_data(replica)
+        step = replica.next()
+        while isinstance(step, Open | Remove):
+            if isinstance(step, Open):
+                self._open_task(replica, step)
+            else:
+                self._writer.remove_artifacts(step.artifacts)
+                replica.removed()
+            step = replica.next()
+        return step
 
     def _open_task(self, replica: Replica, step: Open) -> None:
         """Write the opening before any job of the task (Promise 3)."""
@@ -254,6 +283,12 @@ class Run:
             self._writer.close_job(job.id, "given back", str(error))
             raise
 
+    def _take_in(self, out: _Out, result: JobResult) -> None:
+        if isinstance(out.job, CommitJob):
+            self._take_commit(out.replica, out.job, result.commit)
+        else:
+            self._take_cells(out.replica, out.job, out.wanted, result)
+
     def _take_cells(self, replica: Replica, job: StackJob, wanted: frozenset[int], result: JobResult) -> None:
         """Add the records that are wanted; a member that has none was lost alone, the others' records stand."""
         records = {record.cell.index: record for record in result.cells}
@@ -288,8 +323,8 @@ class Run:
         replica.committed(record)
         self._writer.close_job(job.id, "done")
         text = (
-            f"test {record.test.correct} of {record.test.total} right, claimed {_units(record.claimed)} units, "
-            f"{_units(record.free)} free"
+            f"test {record.test.correct} of {record.test.total} right, claimed {numbers(record.claimed)} units, "
+            f"{numbers(record.free)} free"
         )
         self._tell("task committed", text, replica.index, job.task, job.winner.index)
 
@@ -300,9 +335,16 @@ class Run:
     def _count_loss(
         self, replica: Replica, kind: Literal["stack", "commit"], cells: tuple[int, ...], reason: str
     ) -> None:
-        what = "the commit" if kind == "commit" else f"cells {', '.join(map(str, cells))}"
+        what = "the commit" if kind == "commit" else members(cells)
         self._tell("job lost", f"{what}: {reason}", replica.index, replica.task)
         replica.lost(kind, cells, reason)
+
+    def _stop_replica(self, replica: Replica, error: Impossible) -> None:
+        """One replica cannot go on: what of it still runs is taken in, and the others have their turns."""
+        if replica.stopped is None:
+            replica.stop(error)
+            text = str(error).removeprefix(f"{place(replica.index, replica.task)}: ")
+            self._tell("replica stopped", text, replica.index, replica.task)
 
     def _stop(self, error: SearchError) -> None:
         if self._stopped is None:
@@ -327,7 +369,7 @@ class Run:
     def _tell_winner(self, job: CommitJob) -> None:
         text = (
             f"{cell_key(job.winner)} at θ={theta(job.point.theta)}: {job.point.correct} of {job.score.total} right "
-            f"(best {job.best}, needed {job.needed}), {_units(job.point.claimed)} new units"
+            f"(best {job.best}, needed {job.needed}), {numbers(job.point.claimed)} new units"
         )
         self._tell("winner chosen", text, job.replica, job.task, job.winner.index)
 
@@ -335,10 +377,6 @@ class Run:
 def _urgency(ready: tuple[Replica, Train | Commit]) -> tuple[bool, tuple[int, int], int]:
     replica, step = ready
     return isinstance(step, Train), replica.reached, replica.index
-
-
-def _units(counts: tuple[int, ...]) -> str:
-    return " + ".join(map(str, counts))
 
 
 def _state(replica: Replica, tasks: int) -> ReplicaState:
@@ -352,6 +390,7 @@ def _state(replica: Replica, tasks: int) -> ReplicaState:
         cells=len(replica.openings[replica.task].cells) if replica.is_open else 0,
         tests=tuple(record.test for record in replica.commits),
         free=replica.commits[-1].free if replica.commits else (),
+        stopped=None if replica.stopped is None else str(replica.stopped),
     )
 
 

@@ -14,6 +14,7 @@ EventKind = Literal[
     "job lost",
     "winner chosen",
     "task committed",
+    "replica stopped",
     "run finished",
     "run stopped",
 ]
@@ -65,6 +66,7 @@ class ReplicaState:
             where none is open.
         tests: The test score of every committed task, when it was committed.
         free: Free units after the last commit, one number a hidden layer; empty before the first.
+        stopped: Why it cannot go on while other replicas may, or None.
     """
 
     index: int
@@ -75,6 +77,7 @@ class ReplicaState:
     cells: int
     tests: tuple[Score, ...]
     free: tuple[int, ...]
+    stopped: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ class Store:
         self._home = os.getcwd() if database.path is None else str(database.path.parent)
         self._given = None if artifacts is None else Artifacts(artifacts).location
         self._lease = lease
+        self._has_tables = False
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Store holds database credentials and cannot be pickled")
@@ -75,7 +76,7 @@ class Store:
     def runs(self) -> list[RunRow]:
         """Every run, the oldest first."""
         runs = select(*Runs.__table__.columns).order_by(Runs.id)
-        return self._read(lambda connection: [self._run_row(row) for row in connection.execute(runs)])
+        return self._read(lambda connection: [self._run_row(row) for row in connection.execute(runs)], [])
 
     def run(self, name: str) -> RunRow | None:
         """The run of that name, or None."""
@@ -85,7 +86,7 @@ class Store:
             row = connection.execute(runs).first()
             return None if row is None else self._run_row(row)
 
-        return self._read(look)
+        return self._read(look, None)
 
     def history(self, name: str) -> History:
         """What the database holds of a run; nothing where there is none of that name.
@@ -93,15 +94,16 @@ class Store:
         Raises:
             Damage: A row cannot be read.
         """
-        return self._read(lambda connection: read_history(connection, _id(connection, name), name))
+        nothing = History({}, {}, {}, [])
+        return self._read(lambda connection: read_history(connection, _id(connection, name), name), nothing)
 
     def jobs(self, name: str) -> list[JobRow]:
         """The jobs that are handed out. Where :meth:`holder` is not live, nobody works on them any more."""
-        return self._read(lambda connection: read_jobs(connection, _id(connection, name)))
+        return self._read(lambda connection: read_jobs(connection, _id(connection, name)), [])
 
     def attempts(self, name: str) -> list[AttemptRow]:
         """Every driver that ran it, the first one first."""
-        return self._read(lambda connection: read_attempts(connection, _id(connection, name)))
+        return self._read(lambda connection: read_attempts(connection, _id(connection, name)), [])
 
     def holder(self, name: str) -> Holder | None:
         """Who holds the run's lease, or None."""
@@ -110,7 +112,7 @@ class Store:
             run_id = _id(connection, name)
             return None if run_id is None else holder(connection, run_id, self.database.clock(connection))
 
-        return self._read(look)
+        return self._read(look, None)
 
     def take(
         self,
@@ -125,6 +127,8 @@ class Store:
     ) -> Writer:
         """Take a run into this process's hands: make its row if it is new, take the lease, close dead jobs.
 
+        This is the first thing that writes: file and tables are made here where they are missing.
+
         The row of a run that is there stays as it is: compare it with the experiment once the lease is taken.
 
         Args:
@@ -135,11 +139,12 @@ class Store:
 
         Raises:
             Held: A live driver has it.
-            BadInput: A bad name, a folder that cannot be written or lacks the run's tensors, a run being deleted.
+            BadInput: A bad name, a folder that cannot be written or lacks the run's tensors, a run being deleted,
+                tables of a newer version.
         """
         check_run_name(name)
-        create_tables(self.database)
         given = self._given if artifacts is None else Artifacts(artifacts).location
+        create_tables(self.database)
         parent = self._relative(given or self.artifacts)
         run_id = self.database.retry(lambda: self._make_run(name, experiment_json, data, parent))
         lease = Lease.acquire(self.database, run_id, name, duration=self._lease, wait=wait)
@@ -165,7 +170,7 @@ class Store:
             Held: A driver has it.
             BadInput: There is none of that name.
         """
-        run_id = self._read(lambda connection: _id(connection, name))
+        run_id = self._read(lambda connection: _id(connection, name), None)
         row = self.run(name)
         if run_id is None or row is None:
             raise BadInput(f"there is no run {name} in {self.url}")
@@ -173,7 +178,7 @@ class Store:
         try:
             writer = Writer(self.database, lease, run_id, name, Artifacts(row.artifacts))
             lease.keep()
-            studies = self._read(lambda connection: study_names(connection, f"{name}/replica-"))
+            studies = self._read(lambda connection: study_names(connection, f"{name}/replica-"), [])
             rows, removed = writer.delete(studies)
         except BaseException:
             lease.release()
@@ -184,7 +189,12 @@ class Store:
         """Close every idle connection."""
         self.database.close()
 
-    def _read(self, look: Callable[[Connection], Result]) -> Result:
+    def _read(self, look: Callable[[Connection], Result], nothing: Result) -> Result:
+        """What ``look`` finds, or ``nothing`` before the first run made the tables."""
+        self._has_tables = self._has_tables or has_tables(self.database)
+        if not self._has_tables:
+            return nothing
+
         def attempt() -> Result:
             with self.database.engine.connect() as connection:
                 return look(connection)
@@ -244,13 +254,12 @@ def open_store(
     patience: float = 60.0,
     on_outage: Callable[[str], None] | None = None,
 ) -> Store:
-    """The store in a database.
+    """The store in a database. Nothing is made or changed before somebody takes or deletes a run.
 
     Args:
         url: See :class:`~search.database.Database`.
         artifacts: See :class:`Store`.
-        create: Make file and tables where they are missing. Without it nothing is made or changed before somebody
-            takes or deletes a run.
+        create: Whether file and tables may still be missing: the first run that is taken makes them.
         lease: See :class:`Store`.
         patience: Seconds for which an operation is tried again while the database is away.
         on_outage: Told once an outage.
@@ -259,9 +268,7 @@ def open_store(
         BadInput: The database cannot be used, is of a newer schema, or, without ``create``, is not there.
     """
     database = Database(url, create=create, patience=patience, on_outage=on_outage)
-    if create:
-        create_tables(database)
-    elif not has_tables(database):
+    if not has_tables(database) and not create:
         raise BadInput(f"{database.url} holds no runs of clnp-search; `clnp-search run` makes the tables")
     return Store(database, artifacts, lease=lease)
 

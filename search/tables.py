@@ -188,7 +188,7 @@ def _jobs(run: Mapping[str, Any]) -> Table:
 
 def _remarks(run: Mapping[str, Any]) -> Iterable[str]:
     holder = run["holder"]
-    if run["state"] != "finished" and run["seconds_left"] is not None:
+    if run["seconds_left"] is not None:
         yield f"about {duration(run['seconds_left'])} left, from the mean durations so far"
     if holder is not None and holder["live"]:
         yield f"driven by process {holder['pid']} on {holder['host']} since {clock(holder['since'])}"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-__all__ = ["clock", "duration", "members", "number", "numbers", "percent", "plural", "size", "theta"]
+__all__ = ["clock", "duration", "members", "number", "numbers", "percent", "plural", "size", "theta", "times"]
 
 
 def percent(share: float) -> str:
@@ -71,3 +71,8 @@ def clock(seconds: float) -> str:
 def plural(count: int, word: str) -> str:
     """``1 task``, ``2 tasks``."""
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+def times(count: int) -> str:
+    """``once``, ``2 times``."""
+    return "once" if count == 1 else f"{count:,} times"

@@ -2,9 +2,11 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
-from typing import Protocol, TextIO
+from typing import Protocol, Self, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -23,16 +25,22 @@ _QUIET = ("task opened", "cell finished", "winner chosen")
 _PERIOD = 60.0
 """Seconds between progress lines where there is no terminal."""
 
+_REDRAW = 0.25
+"""Seconds between two drawings of the table."""
+
+_PATIENCE = 0.5
+"""Seconds to wait for a terminal that takes no text, such as one that was stopped with Ctrl-S."""
+
 
 class View(Protocol):
-    """What a driver tells while it runs. Everything may be called from any thread."""
+    """What a driver tells while it runs. Everything may be called from any thread, whatever locks it holds."""
 
     def __enter__(self) -> "View": ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop drawing and leave the terminal as it was."""
+        """Print what was told, stop drawing and leave the terminal as it was."""
 
     def watch(self, name: str, snapshot: Callable[[], Snapshot]) -> None:
         """Show the run ``name`` from now on, as ``snapshot`` gives it."""
@@ -51,89 +59,121 @@ def open_view(stream: TextIO) -> View:
 
 
 class _Base:
-    """What both views know: the run's name and where its snapshots come from."""
+    """What both views have in common: a thread of their own, which writes what was queued.
 
-    def __init__(self, console: Console) -> None:
+    Who tells a view something may hold the very lock that a snapshot needs. So telling only queues, a snapshot is taken
+    while no lock is held, and nothing here waits for long: not for the run, not for a terminal that takes no text.
+    """
+
+    def __init__(self, console: Console, period: float) -> None:
         self._console = console
+        self._period = period
         self._name = ""
         self._snapshot: Callable[[], Snapshot] | None = None
         self._since = time.monotonic()
+        self._texts: deque[str] = deque()
+        self._woken = threading.Event()
+        self._ended = False
+        self._writing = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self._open()
+        threading.Thread(target=self._work, name="view", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended = True
+        self._woken.set()
+        self._write(self._close)
 
     def watch(self, name: str, snapshot: Callable[[], Snapshot]) -> None:
         self._name, self._snapshot = name, snapshot
 
     def note(self, text: str) -> None:
-        self._print(text)
+        self._texts.append(_stamped(text))
+        self._woken.set()
+        if self._ended:
+            self._write(_nothing)
 
-    def _print(self, text: str) -> None:
-        self._console.print(Text(f"{time.strftime('%H:%M:%S')}  {text}"))
+    def _work(self) -> None:
+        while not self._ended:
+            quiet = not self._woken.wait(self._period)
+            self._woken.clear()
+            snapshot = None if self._snapshot is None else self._snapshot()
+            self._write(partial(self._draw_unless_ended, snapshot, quiet))
 
-    @property
-    def _elapsed(self) -> float:
-        return time.monotonic() - self._since
+    def _write(self, then: Callable[[], None]) -> None:
+        """Print what is queued, then do ``then``: one thread at a time. Left to a later call if the terminal is stuck."""
+        if self._writing.acquire(timeout=_PATIENCE):
+            try:
+                while self._texts:
+                    self._console.print(Text(self._texts.popleft()))
+                then()
+            finally:
+                self._writing.release()
+
+    def _draw_unless_ended(self, snapshot: Snapshot | None, quiet: bool) -> None:
+        if not self._ended:
+            self._draw(snapshot, quiet)
+
+    def _open(self) -> None:
+        """Before the thread begins."""
+
+    def _draw(self, snapshot: Snapshot | None, quiet: bool) -> None:
+        """Show a snapshot, None where there is no run yet; ``quiet``: for a period nothing was printed."""
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        """Leave the terminal as it was."""
 
 
 class Screen(_Base):
     """Tasks, cells and accuracies of every replica, redrawn in place; what passes is printed above."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__(console)
+        super().__init__(console, _REDRAW)
+        # Without rich's own refreshing: it would take the snapshot while it holds the lock that printing needs.
         self._live = Live(
-            console=console, get_renderable=self._draw, refresh_per_second=4, transient=True, redirect_stderr=False
+            Text("starting …", style="dim"), console=console, auto_refresh=False, transient=True, redirect_stderr=False
         )
-
-    def __enter__(self) -> "Screen":
-        self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._live.stop()
 
     def event(self, event: Event) -> None:
         if event.kind not in _QUIET:
-            self._print(event_line(event))
+            self.note(event_line(event))
 
-    def _draw(self) -> RenderableType:
-        if self._snapshot is None:
-            return Text("starting …", style="dim")
-        return render(self._name, self._snapshot(), self._elapsed)
+    def _open(self) -> None:
+        self._live.start(refresh=True)
+
+    def _draw(self, snapshot: Snapshot | None, quiet: bool) -> None:  # noqa: ARG002 – redrawn whether or not
+        if snapshot is not None:
+            self._live.update(render(self._name, snapshot, time.monotonic() - self._since), refresh=True)
+
+    def _close(self) -> None:
+        self._live.stop()
 
 
 class Lines(_Base):
     """One line an event, and one line of progress in a minute that had none."""
 
     def __init__(self, console: Console, *, period: float = _PERIOD) -> None:
-        super().__init__(console)
-        self._period = period
-        self._last = time.monotonic()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._tick, name="progress lines", daemon=True)
-
-    def __enter__(self) -> "Lines":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
+        super().__init__(console, period)
 
     def event(self, event: Event) -> None:
-        self._print(event_line(event))
+        self.note(event_line(event))
 
-    def _print(self, text: str) -> None:
-        self._last = time.monotonic()
-        super()._print(text)
+    def _draw(self, snapshot: Snapshot | None, quiet: bool) -> None:
+        if quiet and snapshot is not None:
+            self._console.print(Text(_stamped(progress_line(snapshot))))
 
-    def _tick(self) -> None:
-        while not self._ended.wait(max(0.01, self._last + self._period - time.monotonic())):
-            if self._snapshot is not None and time.monotonic() >= self._last + self._period:
-                self._print(progress_line(self._snapshot()))
-            elif self._snapshot is None:
-                self._last = time.monotonic()
+
+def _stamped(text: str) -> str:
+    return f"{time.strftime('%H:%M:%S')}  {text}"
+
+
+def _nothing() -> None:
+    """Nothing follows what is printed."""
 
 
 def event_line(event: Event) -> str:
@@ -172,7 +212,8 @@ def render(name: str, snapshot: Snapshot, elapsed: float) -> RenderableType:
 def _task(state: ReplicaState) -> str:
     if state.committed == state.tasks:
         return f"all {state.tasks} committed"
-    return f"task {state.committed + 1} of {state.tasks}"
+    where = f"task {state.committed + 1} of {state.tasks}"
+    return where if state.stopped is None else f"stopped at {where}"
 
 
 def _cells(state: ReplicaState, form: str) -> str:

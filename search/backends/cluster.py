@@ -5,8 +5,10 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import warnings
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -33,7 +35,12 @@ _ENVIRONMENT = {
 _OBJECTS = 128 * 2**20
 """Bytes of Ray's object store: jobs and records are JSON of some kilobytes."""
 
-_LONGEST_TEMPORARY = 24
+_REACH = 10.0
+"""Seconds that the head of a cluster may take to answer."""
+
+_PREFIX = "clnp-ray-"
+
+_LONGEST_TEMPORARY = 12
 """Characters of a temporary folder's path under which Ray's sockets still have names that a system allows (107)."""
 
 
@@ -76,7 +83,8 @@ class Cluster:
         self.address = address
         parent = tempfile.gettempdir()
         short = parent if len(parent) <= _LONGEST_TEMPORARY or os.name == "nt" else "/tmp"
-        self.folder = tempfile.mkdtemp(prefix="clnp-", dir=short)
+        _sweep(short)
+        self.folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=short)
         """Where Ray and Tune keep their files; removed at the end."""
 
     def start(self, pool: Pool | None) -> None:
@@ -86,10 +94,15 @@ class Cluster:
             Unavailable: It does not start, or nothing answers at the address.
         """
         import ray
+        import ray._private.utils
 
+        # Ray keeps a driver's command line as its job's entry point and shows it to everybody on the cluster: the
+        # password of a --storage URL with it.
+        ray._private.utils.get_entrypoint_name = lambda: "clnp-search"
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": False}
         try:
             if self.address is not None or pool is None:
+                _reach(self.address)
                 ray.init(address=self.address, **quiet)
                 return
             ray.init(
@@ -137,3 +150,18 @@ class Cluster:
                 if any(self.folder in part for part in child.cmdline()):
                     found += [child, *child.children(recursive=True)]
         return found
+
+
+def _sweep(parent: str) -> None:
+    """Remove the folders of drivers that were killed."""
+    for folder in Path(parent).glob(f"{_PREFIX}*"):
+        pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _reach(address: str | None) -> None:
+    """Try the address: Ray itself would ask again for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH).close()

@@ -10,7 +10,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from clnp.forgetting import Point
 from search.backends.base import Backend
@@ -59,6 +59,10 @@ def _never(_job: StackJob, _cell: Cell) -> bool:
     return False
 
 
+def _roomy(_job: StackJob) -> bool:
+    return False
+
+
 class World:
     """Makes up what workers find, and stands for the artifact store: a resumed simulation needs the same one.
 
@@ -69,18 +73,25 @@ class World:
         total: Samples of the validation and of the test split.
         classes: The most frequent class has ``total // classes`` of them.
         diverges: Whether a cell of a job diverges.
+        fills: Whether the cells of a job claim every unit of the last hidden layer that is left.
 
     Attributes:
         artifacts: SHA-256 of what was written → units left free by it, where it is a commit's. Remove one to lose it.
     """
 
     def __init__(
-        self, *, total: int = 1000, classes: int = 10, diverges: Callable[[StackJob, Cell], bool] = _never
+        self,
+        *,
+        total: int = 1000,
+        classes: int = 10,
+        diverges: Callable[[StackJob, Cell], bool] = _never,
+        fills: Callable[[StackJob], bool] = _roomy,
     ) -> None:
         self.artifacts: dict[str, tuple[int, ...]] = {}
         self._total = total
         self._majority = total // classes
         self._diverges = diverges
+        self._fills = fills
 
     def stack(self, job: StackJob, raised: Mapping[int, str], started: float, ended: float) -> JobResult:
         """The records of a stack, without those of the members that raised."""
@@ -99,8 +110,8 @@ class World:
         if missing is not None:
             return JobResult(failure=missing)
         widths = Experiment.from_json(job.experiment).widths
-        before = self.artifacts[job.commits[-1].artifact] if job.commits else widths
-        free = tuple(units - claimed for units, claimed in zip(before, job.point.claimed, strict=True))
+        found = self._free(job, widths)
+        free = tuple(units - claimed for units, claimed in zip(found, job.point.claimed, strict=True))
         artifact = _sha256("commit", job.artifact, job.point.theta, *(commit.artifact for commit in job.commits))
         self.artifacts[artifact] = free
         fingerprints = (*(commit.fingerprint for commit in job.commits), _sha256("fingerprint", artifact))
@@ -144,13 +155,24 @@ class World:
             majority=self._majority,
             epochs=() if diverged else tuple(correct * epoch // epochs for epoch in range(1, epochs + 1)),
             epoch=1 if diverged else epochs,
-            staircase=() if diverged else _staircase(experiment, correct, *seed),
+            staircase=() if diverged else self._staircase(experiment, job, correct, *seed),
             artifact=None if diverged else artifact,
             size=0 if diverged else 4 * sum(experiment.widths),
             provenance=_provenance(stack),
             started=started,
             ended=ended,
         )
+
+    def _staircase(self, experiment: Experiment, job: StackJob, correct: int, *seed: object) -> tuple[Point, ...]:
+        points = _staircase(experiment, correct, *seed)
+        if not self._fills(job):
+            return points
+        left = self._free(job, experiment.widths)[-1]
+        return tuple(replace(point, claimed=(*point.claimed[:-1], left)) for point in points)
+
+    def _free(self, job: Job, widths: tuple[int, ...]) -> tuple[int, ...]:
+        """Units that the job finds free."""
+        return self.artifacts[job.commits[-1].artifact] if job.commits else widths
 
     def _draw(self, *of: object) -> int:
         """Right answers: between 90 % and 99 %."""

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from search.errors import BadInput
 from search.experiment import Experiment
 from search.records import Cell, CellRecord, CommitRecord, Opening, Provenance, Score
-from search.store import History, RunRow, Store
+
+if TYPE_CHECKING:
+    # Not loaded for its types alone: `experiments` needs no database.
+    from search.store import History, RunRow, Store
 
 __all__ = ["Known", "Report", "cell", "find_row", "layers", "provenance", "read_run", "score"]
 
@@ -19,9 +22,9 @@ Report = dict[str, Any]
 class Known:
     """A run as the database holds it."""
 
-    row: RunRow
+    row: "RunRow"
     experiment: Experiment
-    history: History
+    history: "History"
 
     @property
     def replicas(self) -> range:
@@ -45,7 +48,7 @@ class Known:
         return self.history.cells.get((replica, task), {})
 
 
-def find_row(store: Store, name: str) -> RunRow:
+def find_row(store: "Store", name: str) -> "RunRow":
     """The row of the run called ``name``.
 
     Raises:
@@ -59,7 +62,7 @@ def find_row(store: Store, name: str) -> RunRow:
     return row
 
 
-def read_run(store: Store, name: str) -> Known:
+def read_run(store: "Store", name: str) -> Known:
     """The run called ``name``, whole.
 
     Raises:

@@ -41,15 +41,13 @@ def forecast(known: Known, replica: int) -> list[Forecast]:
 
 
 def seconds_left(known: Known) -> float | None:
-    """Seconds until the run is over, from the mean durations so far; None while there is nothing to judge by.
+    """Seconds until an open run is over, from the mean durations so far; None while there is nothing to judge by.
 
     A cell's share of its stack's time and the time of a commit are averaged over the whole run, and what is left is
     divided by how many jobs ran at the same time on average while any ran.
     """
-    if known.row.state == "finished":
-        return 0.0
     stacks = _stacks(known)
-    if not stacks:
+    if known.row.state != "open" or not stacks:
         return None
     a_cell = sum(end - start for start, end, _ in stacks) / sum(cells for _, _, cells in stacks)
     commits = [(record.started, record.ended) for record in known.history.commits.values()]

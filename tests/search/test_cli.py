@@ -315,6 +315,14 @@ def test_an_unknown_run(storage, capsys, arguments):
     assert "no run is called 'other'" in capsys.readouterr().err
 
 
+def test_what_a_run_starts_does_not_inherit_the_variable(finished, monkeypatch, capsys):
+    """Promise 6: Ray's workers, which are started with this environment, get no credentials."""
+    _, storage, *_ = finished
+    monkeypatch.setenv("CLNP_SEARCH_STORAGE", storage)
+    assert main(["resume", "small"]) == 0
+    assert "CLNP_SEARCH_STORAGE" not in os.environ
+
+
 def test_a_password_is_never_printed(monkeypatch, capsys):
     """Passwords in URLs are never printed."""
     monkeypatch.setenv("CLNP_SEARCH_STORAGE", "postgresql+psycopg://user:s3cret@127.0.0.1:1/none")

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -333,3 +334,14 @@ def test_a_signal_ends_ray_too(start: Callable[..., Child], moment: str) -> None
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []
     assert set(Path(tempfile.gettempdir()).glob("clnp-*")) <= before
+
+
+def test_a_run_that_is_not_there_yet_is_not_to_be_resumed(start: Callable[..., Child]) -> None:
+    """A cluster that takes the connection and never answers: the run's row is written after it has."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        child = start("--address", f"127.0.0.1:{server.getsockname()[1]}", **ENDLESS)
+        server.accept()[0].close()
+        seconds, said = child.end(signal.SIGINT)
+    assert child.process.returncode == 130
+    assert seconds < 5
+    assert said == "interrupted before anything was started; the same command starts it\n"

@@ -267,3 +267,21 @@ def test_four_workers_stay_warm(tune: Tune, small: Small, new_run: NewRun, artif
         backend.close()
     assert run.finished
     assert len(set(book.workers.values())) == 4
+
+
+def test_the_command_line_is_not_shown_to_the_cluster(tune: Tune) -> None:
+    """Promise 6: a driver's command line may hold a URL with a password, and Ray shows jobs to everybody."""
+    tune._ready.result()
+    from ray._private.worker import global_worker
+
+    jobs = global_worker.gcs_client.get_all_job_info().values()
+    assert [job.entrypoint for job in jobs] == ["clnp-search"]
+
+
+def test_folders_of_killed_drivers_are_removed(tmp_path: Path) -> None:
+    gone, ours = tmp_path / "clnp-ray-99999999-x", tmp_path / f"clnp-ray-{os.getpid()}-x"
+    for folder in (gone, ours):
+        (folder / "session").mkdir(parents=True)
+    cluster._sweep(str(tmp_path))
+    assert ours.exists()
+    assert not gone.exists()

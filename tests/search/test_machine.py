@@ -1,0 +1,66 @@
+"""What ``workers`` and ``worker`` become on the machines that there are."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search import machine
+from search.errors import BadInput
+from search.experiment import Experiment
+from search.machine import Node, Pool, cores, form_pool, this_machine
+
+
+def pool(nodes: list[Node], workers: Any = "auto", **worker: Any) -> Pool:
+    return form_pool(Experiment.model_validate({"workers": workers, "worker": worker}), nodes)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "expected"),
+    [
+        ([Node(4, 0)], {}, Pool(4, "cpu", 1, 0)),
+        ([Node(5, 0)], {"cpu": 2}, Pool(2, "cpu", 2, 0)),
+        ([Node(8, 2)], {}, Pool(2, "cuda", 1, 1)),
+        ([Node(8, 2)], {"gpu": 0}, Pool(8, "cpu", 1, 0)),
+        ([Node(8, 2)], {"gpu": 0.5}, Pool(4, "cuda", 1, 0.5)),
+        ([Node(8, 2)], {"gpu": 0.4}, Pool(4, "cuda", 1, 0.4)),  # two on each GPU
+        ([Node(8, 3)], {"gpu": 2}, Pool(1, "cuda", 1, 2)),
+        ([Node(2, 8)], {}, Pool(2, "cuda", 1, 1)),
+        ([Node(3, 0), Node(3, 0)], {"cpu": 2}, Pool(2, "cpu", 2, 0)),  # a worker lies on one machine
+        ([Node(4, 0), Node(4, 1)], {}, Pool(1, "cuda", 1, 1)),
+        ([Node(2, 0)], {"workers": 6}, Pool(6, "cpu", 1, 0)),
+    ],
+)
+def test_a_pool_fits_its_machines(nodes: list[Node], asked: dict[str, Any], expected: Pool) -> None:
+    assert pool(nodes, **asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "match"),
+    [
+        ([Node(2, 0)], {"cpu": 4}, "4 cores and 0 GPUs, but there is 2 cores"),
+        ([Node(2, 0)], {"gpu": 1}, "1 GPUs"),
+        ([Node(8, 2)], {"workers": 3}, "enough for 2"),
+        ([], {}, "no machine"),
+    ],
+)
+def test_what_does_not_fit_is_refused(nodes: list[Node], asked: dict[str, Any], match: str) -> None:
+    """Promise 8."""
+    with pytest.raises(BadInput, match=match):
+        pool(nodes, **asked)
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("max 100000\n", None), ("150000 100000\n", 1), ("50000 100000\n", 1), ("nonsense", None)]
+)
+def test_a_quota_counts(quota: str, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "cpu.max"
+    file.write_text(quota)
+    monkeypatch.setattr(machine, "_QUOTA", file)
+    allowed = len(os.sched_getaffinity(0))
+    assert cores() == (allowed if expected is None else min(expected, allowed))
+
+
+def test_this_machine_has_a_core() -> None:
+    assert this_machine().cpus >= 1
