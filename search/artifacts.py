@@ -5,7 +5,8 @@ import io
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,9 +22,9 @@ _NAME = re.compile(r"([0-9a-f]{64})\.safetensors")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{64}\.safetensors\.[0-9a-f]{32}\.tmp")
 
 _RECOVERY = (
-    "Put back a copy of the file: whichever has this SHA-256 will do. Scores, staircases and commits are in the "
-    "database and unharmed: status, show and replay work without it. Without a copy the tensors come back only by "
-    "training again: clnp-search run ... --name NEW"
+    "Scores, staircases and commits are in the database and unharmed: status, show and replay work without it, and "
+    "clnp-search verify says what the file holds and what is whole without it. Without a copy the tensors come back "
+    "only by training again: clnp-search run ... --name NEW"
 )
 
 
@@ -77,35 +78,33 @@ class Artifacts:
             Unavailable: The folder cannot be written.
         """
         sha256 = hashlib.sha256(data).hexdigest()
-        try:
-            if self._sound(sha256, len(data)):
-                return sha256
-            self._store.write(artifact_file(sha256), io.BytesIO(data))
-        except OSError as error:
-            raise Unavailable(
-                f"{self._path(sha256)} cannot be written: {error.strerror}; mend it, the same command continues"
-            ) from error
+        with _reachable(self._path(sha256), "written"):
+            if not self._sound(sha256, len(data)):
+                self._store.write(artifact_file(sha256), io.BytesIO(data))
         return sha256
 
-    def get(self, sha256: str) -> bytes:
+    def get(self, sha256: str, *, recovery: str = _RECOVERY) -> bytes:
         """The bytes kept under a SHA-256.
+
+        Args:
+            recovery: What is whole without them, and how they come back where there is no copy. Who knows what they
+                are says it; else what holds for any file is said.
 
         Raises:
             Damage: They are missing or hash to something else.
             Unavailable: The file cannot be read.
         """
+        path = self._path(sha256)
+        copy = f"Put back a copy of the file: whichever has this SHA-256 will do. {recovery}"
         try:
-            with self._store.open_reader(artifact_file(sha256)) as file:
+            with _reachable(path, "read"), self._store.open_reader(artifact_file(sha256)) as file:
                 data = file.read()
         except ArtifactNotFound:
-            raise Damage(f"{self._path(sha256)} is missing. {_RECOVERY}") from None
-        except OSError as error:
-            raise Unavailable(f"{self._path(sha256)} cannot be read: {error.strerror}") from error
+            raise Damage(f"{path} is missing. {copy}") from None
         found = hashlib.sha256(data).hexdigest()
         if found != sha256:
             raise Damage(
-                f"{self._path(sha256)} is damaged: its SHA-256 should be {sha256} and is {found} ({len(data)} bytes). "
-                f"{_RECOVERY}"
+                f"{path} is damaged: its SHA-256 should be {sha256} and is {found} ({len(data)} bytes). {copy}"
             )
         return data
 
@@ -114,29 +113,46 @@ class Artifacts:
 
         Raises:
             Damage: The file is missing.
+            Unavailable: The folder cannot be read.
         """
-        try:
-            return self._path(sha256).stat().st_size
-        except FileNotFoundError:
-            raise Damage(f"{self._path(sha256)} is missing. {_RECOVERY}") from None
+        path = self._path(sha256)
+        with _reachable(path, "read"):
+            try:
+                return path.stat().st_size
+            except FileNotFoundError:
+                raise Damage(f"{path} is missing. Put back a copy of the file. {_RECOVERY}") from None
 
     def remove(self, sha256: str) -> bool:
-        """Remove a file; False where it was gone already."""
+        """Remove a file; False where it was gone already.
+
+        Raises:
+            Unavailable: It cannot be removed.
+        """
         try:
-            self._store.remove(artifact_file(sha256))
+            with _reachable(self._path(sha256), "removed"):
+                self._store.remove(artifact_file(sha256))
         except ArtifactNotFound:
             return False
         return True
 
     def list(self) -> tuple[str, ...]:
-        """The SHA-256 of everything kept, sorted. What a killed writer left half written is not among it."""
+        """The SHA-256 of everything kept, sorted. What a killed writer left half written is not among it.
+
+        Raises:
+            Unavailable: The folder cannot be read.
+        """
         return tuple(sorted(match[1] for match in map(_NAME.fullmatch, self._names()) if match))
 
     def sweep(self) -> int:
-        """Remove what killed writers left half written, and say how many files that were."""
-        left = [name for name in self._names() if _TEMPORARY.fullmatch(name)]
-        for name in left:
-            (self._folder / name).unlink(missing_ok=True)
+        """Remove what killed writers left half written, and say how many files that were.
+
+        Raises:
+            Unavailable: A file cannot be removed.
+        """
+        left = [self._folder / name for name in self._names() if _TEMPORARY.fullmatch(name)]
+        for path in left:
+            with _reachable(path, "removed"):
+                path.unlink(missing_ok=True)
         return len(left)
 
     def prepare(self) -> None:
@@ -154,21 +170,27 @@ class Artifacts:
             raise BadInput(f"artifacts cannot be written in {self.location}: {error.strerror}") from None
 
     def discard(self) -> int:
-        """Remove every artifact and, where nothing else lies in it, the folder; say how many artifacts that were."""
+        """Remove every artifact and, where nothing else lies in it, the folder; say how many artifacts that were.
+
+        Raises:
+            Unavailable: One of them cannot be removed.
+        """
         removed = sum(self.remove(sha256) for sha256 in self.list())
         self.sweep()
-        if self._folder.is_dir() and not any(self._folder.iterdir()):
-            self._folder.rmdir()
+        with _reachable(self._folder, "removed"):
+            if self._folder.is_dir() and not any(self._folder.iterdir()):
+                self._folder.rmdir()
         return removed
 
     def _path(self, sha256: str) -> Path:
         return self._folder / artifact_file(sha256)
 
-    def _names(self) -> Iterator[str]:
-        try:
-            yield from os.listdir(self._folder)
-        except FileNotFoundError:
-            return
+    def _names(self) -> Sequence[str]:
+        with _reachable(self._folder, "read"):
+            try:
+                return os.listdir(self._folder)
+            except FileNotFoundError:
+                return ()
 
     def _sound(self, sha256: str, size: int) -> bool:
         try:
@@ -178,6 +200,17 @@ class Artifacts:
                 return hashlib.sha256(file.read()).hexdigest() == sha256
         except (FileNotFoundError, ArtifactNotFound):
             return False
+
+
+@contextmanager
+def _reachable(path: Path, what: str) -> Iterator[None]:
+    """Say of what fails which file it is, and that the run can go on."""
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(
+            f"{path} cannot be {what}: {error.strerror or error}; mend it, the same command continues"
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:

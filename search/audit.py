@@ -15,7 +15,9 @@ from clnp.tensors import decode
 from search.artifacts import Artifacts
 from search.book import place
 from search.errors import BadInput, Damage
+from search.names import study_name
 from search.records import CommitRecord, Score
+from search.replay import recorded_cells
 from search.replica import losers, pick_winner
 from search.reports.common import Known, Report, read_run
 from search.store import Store
@@ -23,6 +25,10 @@ from search.text import plural
 from search.worker import WorkerSettings, build_network, build_sequence, configure, device_name
 
 __all__ = ["verify"]
+
+_OF_COMMITTED_TASK = (
+    "The commit and all later tasks are whole without it; only this trial's unpruned network is lost without a copy"
+)
 
 
 def verify(
@@ -72,9 +78,9 @@ class _Audit:
 
     def hash_artifacts(self) -> None:
         """Read every file that a record needs."""
-        for sha256, what in self._needed().items():
+        for sha256, (what, recovery) in self._needed().items():
             try:
-                self._artifacts.get(sha256)
+                self._artifacts.get(sha256, recovery=recovery)
                 self._hashed += 1
             except Damage as error:
                 self._problems.append(f"{what}: {error}")
@@ -135,18 +141,28 @@ class _Audit:
             return f"nothing is committed yet ({plural(self._hashed, 'artifact')} re-hashed)"
         return f"nothing old has changed by a bit: {counts}"
 
-    def _needed(self) -> dict[str, str]:
-        """Every artifact that must be there, and what it holds."""
-        needed: dict[str, str] = {}
+    def _needed(self) -> dict[str, tuple[str, str]]:
+        """Every artifact that must be there: what it holds, and what is to be done without it."""
+        needed: dict[str, tuple[str, str]] = {}
         for (replica, task), cells in sorted(self._known.history.cells.items()):
             commit = self._known.history.commits.get((replica, task))
             gone = set() if commit is None else set(losers(self._known.experiment.keep, cells, commit))
+            recovery = self._of_open_task(replica, task) if commit is None else _OF_COMMITTED_TASK
             for index, record in sorted(cells.items()):
                 if record.artifact and record.artifact not in gone:
-                    needed[record.artifact] = f"{place(replica, task)}, the tensors of cell {index}"
+                    needed[record.artifact] = f"{place(replica, task)}, the tensors of cell {index}", recovery
         for (replica, task), commit in sorted(self._known.history.commits.items()):
-            needed[commit.artifact] = f"{place(replica, task)}, the tensors of the commit"
+            needed[commit.artifact] = f"{place(replica, task)}, the tensors of the commit", _of_commit(task)
         return needed
+
+    def _of_open_task(self, replica: int, task: int) -> str:
+        """A cell counts once its trial is there, so without its study the task's cells are trained again."""
+        study = study_name(self._known.row.name, replica, task)
+        return (
+            "Every commit is whole without it; this task is open and needs it if this cell wins. Without a copy delete "
+            f"the task's study (optuna delete-study --study-name {study} --storage URL) and give the run's command "
+            "again: it trains all cells of this task anew, and nothing else"
+        )
 
     def _check_data(self, record: CommitRecord, sequence: Sequence) -> None:
         opening = self._known.opening(record.replica, record.task)
@@ -161,7 +177,11 @@ class _Audit:
     def _check_rule(self, record: CommitRecord) -> None:
         """The winner must follow from the records (Promise 4)."""
         experiment, where = self._known.experiment, place(record.replica, record.task)
-        cells = self._known.cells(record.replica, record.task)
+        try:
+            cells = recorded_cells(self._known.history, record, self._known.row.name)
+        except Damage as error:
+            self._problems.append(str(error))
+            return
         try:
             winner = pick_winner(cells, experiment.margin(record.task), experiment.rule.sparsity).winner
         except (Damaged, NothingToCommit) as error:
@@ -217,6 +237,16 @@ class _Audit:
                     f"{place(replica, task)}: the whole network answers otherwise than the task's sub-network: a "
                     f"connection into it is not severed"
                 )
+
+
+def _of_commit(task: int) -> str:
+    needs = "Every task of this replica needs it"
+    if task:
+        needs = f"Tasks 1 to {task} of this replica are whole without it, task {task + 1} and all later ones need it"
+    return (
+        f"{needs}. Scores, staircases and winners are in the database: status, show and replay work. Without a copy "
+        "the tensors come back only by training again: clnp-search run ... --name NEW"
+    )
 
 
 def _after(record: CommitRecord, task: int) -> str:

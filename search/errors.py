@@ -32,7 +32,7 @@ class LeaseLost(Held):
 
 
 class Impossible(SearchError):
-    """A task that leaves nothing worth committing; the run stops before the commit."""
+    """A task that leaves nothing worth committing: its replica stops before the commit, the others go on."""
 
     exit_code = 5
 

@@ -112,7 +112,7 @@ class Lease:
     ) -> "Lease":
         """Take the lease: at once if nobody holds it or its holder is seen to be dead, else when it has run out.
 
-        A holder that lives and does not renew it may be robbed of it: each of its writes checks the token.
+        One that lives and no longer renews it, such as a stopped process, loses it too: its writes check the token.
 
         Args:
             duration: Seconds that it lasts beyond its last renewal.
@@ -127,23 +127,22 @@ class Lease:
         first: tuple[str, int] | None = None
         while True:
             row, now = database.retry(lambda: _look(database, run_id, name))
-            who = f"run {name} is taken by another driver"
             seen = None if row is None else (row.token, row.renewals)
             standing = "dead" if row is None else _process(row).standing()
             if row is None or standing == "dead" or row.expires <= now:
                 if database.retry(lambda seen=seen: _seize(database, run_id, seen, token, duration)):  # type: ignore[misc]
                     return cls(database, run_id, name, token, duration)
+                who = f"run {name} was taken by another driver just now"
             else:
                 who = f"run {name} is held by process {row.pid} on host {row.host}"
-                remedy = "end it first, or give this run another --name"
                 left = row.expires - now
-                # One that was stopped (SIGSTOP, a debugger) runs and renews nothing; one that renews has more left.
-                if standing == "alive" and left > duration / 2:
-                    raise Held(f"{who}, which is running; {remedy}")
+                why = f"whose lease lasts for another {left:.0f} s" if wait is None else ""
                 if first not in (None, seen):
-                    raise Held(f"{who}, whose lease is being renewed; {remedy}")
-                if wait is None:
-                    raise Held(f"{who}, whose lease lasts for another {left:.0f} s; {remedy}")
+                    why = "whose lease is being renewed"
+                if standing == "alive" and left > duration / 2:  # one that is stopped is alive too, and has less left
+                    why = "which is running"
+                if why or wait is None:
+                    raise Held(f"{who}, {why}; end it first, or give this run another --name")
                 if first is None:
                     first = seen
                     until = time.strftime("%H:%M:%S", time.localtime(row.expires))

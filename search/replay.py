@@ -1,17 +1,19 @@
 """The rule at another margin, from the records alone (Promise 4): what it would have picked, cost and freed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
 from clnp.forgetting import Choice, Point
-from search.book import History
+from search.book import History, place
+from search.errors import Damage
 from search.experiment import Experiment
-from search.records import Cell, CommitRecord
+from search.names import study_name
+from search.records import Cell, CellRecord, CommitRecord
 from search.replica import pick_winner
 
-__all__ = ["Replayed", "replay"]
+__all__ = ["Replayed", "recorded_cells", "replay"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +57,16 @@ class Replayed:
         return 100 * self.cost / self.total
 
 
-def replay(experiment: Experiment, history: History, margin: Fraction) -> list[list[Replayed]]:
+def replay(experiment: Experiment, history: History, margin: Fraction, *, name: str = "NAME") -> list[list[Replayed]]:
     """Select again in every committed task, replica by replica; nothing is trained.
 
     Exact up to and including the first task of a replica whose winner or θ would differ (Sec. 2.2).
 
+    Args:
+        name: Of the run, for messages.
+
     Raises:
+        Damage: A trial that a commit was decided on is gone.
         clnp.errors.Damaged: A staircase is not that of its trial.
         ValueError: The margin is not from 0 to 100 percentage points.
     """
@@ -68,11 +74,36 @@ def replay(experiment: Experiment, history: History, margin: Fraction) -> list[l
     for replica in range(experiment.replicas):
         tasks: list[Replayed] = []
         while (commit := history.commits.get((replica, len(tasks)))) is not None:
-            records = history.cells[replica, commit.task]
+            records = recorded_cells(history, commit, name)
             choice = pick_winner(records, margin, experiment.rule.sparsity)
             tasks.append(_compare(commit, choice, records[choice.winner.index].cell, tasks))
         replicas.append(tasks)
     return replicas
+
+
+def recorded_cells(history: History, commit: CommitRecord, name: str) -> Mapping[int, CellRecord]:
+    """The finished cells that a commit was decided on.
+
+    Args:
+        name: Of the run.
+
+    Raises:
+        Damage: One of them has its trial no longer, such as after its study was deleted in Optuna's dashboard.
+    """
+    here = commit.replica, commit.task
+    records = history.cells.get(here, {})
+    cells = {commit.winner.index, *commit.candidates}
+    if here in history.openings:
+        cells.update(cell.index for cell in history.openings[here].cells)
+    gone = sorted(cells - set(commit.missing) - set(records))
+    if gone:
+        study = study_name(name, *here)
+        whose = f"the trial of cell {gone[0]} in it" if commit.winner.index in records else "the winner's trial"
+        raise Damage(
+            f"{place(*here)}: its study {study} or {whose} is gone from the database; "
+            "restore the database from a backup"
+        )
+    return records
 
 
 def _compare(commit: CommitRecord, choice: Choice, winner: Cell, before: Sequence[Replayed]) -> Replayed:

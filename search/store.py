@@ -178,7 +178,7 @@ class Store:
         try:
             writer = Writer(self.database, lease, run_id, name, Artifacts(row.artifacts))
             lease.keep()
-            studies = self._read(lambda connection: study_names(connection, f"{name}/replica-"), [])
+            studies: list[str] = self._read(lambda connection: study_names(connection, f"{name}/replica-"), [])
             rows, removed = writer.delete(studies)
         except BaseException:
             lease.release()

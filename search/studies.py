@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Select, String, cast, column, event, func, in
 from sqlalchemy.orm import Session
 
 from search.database import Database
-from search.errors import BadInput
+from search.errors import BadInput, Damage
 from search.names import cell_key
 from search.records import Cell, CellRecord
 
@@ -67,6 +67,7 @@ class Studies:
 
         Raises:
             BadInput: There is one of that name that is something else.
+            Damage: Somebody removed it meanwhile.
         """
 
         def make() -> optuna.Study:
@@ -88,7 +89,10 @@ class Studies:
         if name not in self._open:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                self._open[name] = self._database.retry(make)
+                try:
+                    self._open[name] = self._database.retry(make)
+                except KeyError:
+                    raise self._gone(name) from None
         return self._open[name]
 
     def add(
@@ -106,6 +110,9 @@ class Studies:
             layers: The name of each layer, the output layer last: an α parameter each.
             grid: Every cell of the task: an axis that holds a 0 is linear, any other logarithmic.
             check: As in :meth:`open`.
+
+        Raises:
+            Damage: Somebody removed the study.
         """
         trial = _trial(record, layers, grid)
         key = cell_key(record.cell)
@@ -130,6 +137,8 @@ class Studies:
             self._database.retry(add)
         except _Doubled:
             return
+        except KeyError:
+            raise self._gone(study.study_name) from None
 
     def delete(self, name: str, check: Callable[[Connection], None]) -> None:
         """Remove a study with its trials; nothing happens where there is none."""
@@ -156,6 +165,13 @@ class Studies:
             yield
         finally:
             self._check = None
+
+    def _gone(self, name: str) -> Damage:
+        self._open.pop(name, None)
+        return Damage(
+            f"the study {name} was deleted from {self._database.url} while its task was open, and its trials with it; "
+            "restore the database from a backup, or give the same command again: it trains the task's cells anew"
+        )
 
     def _before_commit(self, session: Session) -> None:
         if self._check is not None:

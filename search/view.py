@@ -105,7 +105,7 @@ class _Base:
             self._write(partial(self._draw_unless_ended, snapshot, quiet))
 
     def _write(self, then: Callable[[], None]) -> None:
-        """Print what is queued, then do ``then``: one thread at a time. Left to a later call if the terminal is stuck."""
+        """Print what is queued, then do ``then``; one thread at a time. Given up if the terminal takes nothing."""
         if self._writing.acquire(timeout=_PATIENCE):
             try:
                 while self._texts:

@@ -115,7 +115,8 @@ class Cluster:
             )
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             where = "on this machine" if self.address is None else f"at {self.address}"
-            raise Unavailable(f"Ray does not start {where}: {error}. The same command tries again") from error
+            why = str(error).removesuffix(".")
+            raise Unavailable(f"Ray does not start {where}: {why}. The same command tries again") from error
 
     def nodes(self) -> list[Node]:
         """The machines of a cluster that runs, as they are now."""

@@ -59,7 +59,7 @@ def _never(_job: StackJob, _cell: Cell) -> bool:
     return False
 
 
-def _roomy(_job: StackJob) -> bool:
+def _never_full(_job: StackJob) -> bool:
     return False
 
 
@@ -85,7 +85,7 @@ class World:
         total: int = 1000,
         classes: int = 10,
         diverges: Callable[[StackJob, Cell], bool] = _never,
-        fills: Callable[[StackJob], bool] = _roomy,
+        fills: Callable[[StackJob], bool] = _never_full,
     ) -> None:
         self.artifacts: dict[str, tuple[int, ...]] = {}
         self._total = total
@@ -155,7 +155,7 @@ class World:
             majority=self._majority,
             epochs=() if diverged else tuple(correct * epoch // epochs for epoch in range(1, epochs + 1)),
             epoch=1 if diverged else epochs,
-            staircase=() if diverged else self._staircase(experiment, job, correct, *seed),
+            staircase=() if diverged else self._points(experiment, job, correct, *seed),
             artifact=None if diverged else artifact,
             size=0 if diverged else 4 * sum(experiment.widths),
             provenance=_provenance(stack),
@@ -163,7 +163,7 @@ class World:
             ended=ended,
         )
 
-    def _staircase(self, experiment: Experiment, job: StackJob, correct: int, *seed: object) -> tuple[Point, ...]:
+    def _points(self, experiment: Experiment, job: StackJob, correct: int, *seed: object) -> tuple[Point, ...]:
         points = _staircase(experiment, correct, *seed)
         if not self._fills(job):
             return points

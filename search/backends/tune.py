@@ -181,5 +181,5 @@ def _ended(fit: "Future[None]") -> Unavailable:
     error = fit.exception()
     if isinstance(error, Unavailable):
         return error
-    why = "without a reason" if error is None else reason(error)
+    why = "without a reason" if error is None else reason(error).removesuffix(".")
     return Unavailable(f"Ray Tune ended before the run did: {why}. The same command continues")

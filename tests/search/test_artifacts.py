@@ -50,8 +50,10 @@ def test_damage_is_seen_on_every_load_and_mended_by_the_next_put(artifacts: Arti
     path.write_bytes(damage)
     with pytest.raises(Damage) as caught:
         artifacts.get(sha256)
-    for word in (str(path), sha256, hashlib.sha256(damage).hexdigest(), "Put back a copy", "--name NEW"):
+    for word in (str(path), sha256, hashlib.sha256(damage).hexdigest(), "Put back a copy", "verify", "--name NEW"):
         assert word in str(caught.value)
+    with pytest.raises(Damage, match=r"Put back a copy .* All but the last line is whole$"):
+        artifacts.get(sha256, recovery="All but the last line is whole")
     assert artifacts.put(b"tensors") == sha256
     assert artifacts.get(sha256) == b"tensors"
 
@@ -138,6 +140,31 @@ def test_refuses_what_cannot_be_a_folder(tmp_path: Path, as_nobody: Callable[[],
         closed.prepare()
     with pytest.raises(Unavailable, match="cannot be written: Permission denied"):
         closed.put(b"tensors")
+
+
+def test_a_folder_that_is_closed_later_can_be_mended(artifacts: Artifacts, as_nobody: Callable[[], None]) -> None:
+    """An error of the file system names the file, and never comes as a bare OSError."""
+    sha256 = artifacts.put(b"tensors")
+    folder = Path(artifacts.location)
+    half = folder / f".{sha256}.safetensors.{'0' * 32}.tmp"
+    half.touch()
+    folder.chmod(0o555)
+    as_nobody()
+    for step in (lambda: artifacts.remove(sha256), artifacts.discard):
+        with pytest.raises(Unavailable, match=rf"{sha256}\.safetensors cannot be removed: Permission denied; mend it"):
+            step()
+    with pytest.raises(Unavailable, match=r"\.tmp cannot be removed: Permission denied; .*the same command continues"):
+        artifacts.sweep()
+    os.seteuid(os.getuid())
+    folder.chmod(0)
+    as_nobody()
+    for look in (artifacts.list, artifacts.sweep, lambda: artifacts.get(sha256), lambda: artifacts.size(sha256)):
+        with pytest.raises(Unavailable, match="cannot be read: Permission denied; mend it, the same command continues"):
+            look()
+    os.seteuid(os.getuid())
+    folder.chmod(0o755)
+    assert artifacts.get(sha256) == b"tensors"
+    assert artifacts.discard() == 1
 
 
 def test_workers_get_it_pickled(artifacts: Artifacts) -> None:

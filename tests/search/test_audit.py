@@ -3,8 +3,10 @@
 import json
 import shutil
 import sqlite3
+import sys
 from pathlib import Path
 
+import optuna
 import pytest
 
 from clnp.errors import DataUnavailable
@@ -101,6 +103,62 @@ def test_one_flipped_bit_of_a_winners_tensors_is_found_though_its_commit_is_whol
     (problem,) = verify(store, "audited")["problems"]
     assert problem.startswith(f"replica 1, task 1, the tensors of cell {commit.winner.index}")
     assert str(path) in problem
+
+
+def test_what_can_be_recovered_depends_on_what_the_file_is(store, tmp_path):
+    """A commit's tensors, those of a cell of a committed task, and those of a cell of a task that is open."""
+    commit = store.history("audited").commits[0, 2]
+    cell = Path(
+        store.run("audited").artifacts, f"{store.history('audited').cells[0, 2][commit.winner.index].artifact}.x"
+    )
+    paths = artifact(store, 2), cell.with_suffix(".safetensors")
+    for path in paths:
+        path.unlink()
+    problems = verify(store, "audited")["problems"]
+    assert len(problems) == 3
+    of_cell, of_commit = problems[:2]
+    assert of_cell.startswith(f"replica 1, task 3, the tensors of cell {commit.winner.index}: {paths[1]} is missing")
+    assert "The commit and all later tasks are whole without it; only this trial's unpruned network is lost" in of_cell
+    assert of_commit.startswith(f"replica 1, task 3, the tensors of the commit: {paths[0]} is missing. Put back a copy")
+    assert "Tasks 1 to 2 of this replica are whole without it, task 3 and all later ones need it" in of_commit
+    assert "--name NEW" in of_commit
+    with sqlite3.connect(store.database.path) as connection:
+        connection.execute("DELETE FROM clnp_commits WHERE task = 2")
+    connection.close()
+    problems = verify(store, "audited")["problems"]
+    of_open = next(line for line in problems if str(paths[1]) in line)
+    assert "optuna delete-study --study-name audited/replica-0/task-02 --storage URL" in of_open
+    assert "it trains all cells of this task anew" in of_open
+    assert "only this trial's" not in of_open
+
+
+def test_the_advice_for_a_cell_of_an_open_task_works(store, capsys):
+    """Without the study its cells count no longer, and the same command trains them again, hash for hash."""
+    before = store.history("audited")
+    winner = before.cells[0, 2][before.commits[0, 2].winner.index]
+    with sqlite3.connect(store.database.path) as connection:
+        connection.execute("DELETE FROM clnp_commits WHERE task = 2")
+        connection.execute("UPDATE clnp_runs SET state = 'open'")
+    connection.close()
+    path = Path(store.run("audited").artifacts) / f"{winner.artifact}.safetensors"
+    path.write_bytes(b"damaged")
+    optuna.delete_study(study_name="audited/replica-0/task-02", storage=f"sqlite:///{store.database.path}")
+    with open_view(sys.stderr) as view:
+        assert run_experiment(store, EXPERIMENT, name="audited", backend="inline", view=view) == 0
+    after = store.history("audited")
+    assert after.commits[0, 2].artifact == before.commits[0, 2].artifact
+    assert after.commits[0, 2].fingerprints == before.commits[0, 2].fingerprints
+    assert verify(store, "audited")["sound"]
+
+
+def test_a_study_that_is_gone_is_named(store):
+    """Not taken for trials that diverged."""
+    optuna.delete_study(study_name="audited/replica-0/task-01", storage=f"sqlite:///{store.database.path}")
+    (problem,) = verify(store, "audited")["problems"]
+    assert problem == (
+        "replica 1, task 2: its study audited/replica-0/task-01 or the winner's trial is gone from the database; "
+        "restore the database from a backup"
+    )
 
 
 def test_a_missing_commit_is_found_and_named(store):

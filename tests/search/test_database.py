@@ -74,8 +74,7 @@ def test_refuses_files_without_permission(tmp_path: Path, which: str, as_nobody:
     folder = tmp_path / "closed"
     folder.mkdir(mode=0o755)
     if which == "file":
-        Database(f"sqlite:///{folder}/x.db").close()
-        (folder / "x.db").chmod(0o400)
+        (folder / "x.db").touch(mode=0o400)
     folder.chmod(0o555)
     as_nobody()
     with pytest.raises(BadInput, match=r"no permission to .*x\.db"):
@@ -110,14 +109,55 @@ def test_refuses_a_newer_schema(storage_url: str) -> None:
     database.close()
 
 
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_reading_makes_and_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
     sqlite3.connect(path).execute("CREATE TABLE other (a)").connection.close()
-    before = path.read_bytes()
+    before = _contents(tmp_path)
     with pytest.raises(BadInput, match="holds no runs of clnp-search"):
         open_store(f"sqlite:///{path}", create=False)
-    assert path.read_bytes() == before
-    assert [entry.name for entry in tmp_path.iterdir()] == ["x.db"]
+    assert _contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_nothing_is_made_or_changed_before_a_run_is_taken(tmp_path: Path, make: Any, there: bool) -> None:
+    """Promise 8: another program's database is as it was, byte for byte, after whatever was refused."""
+    path = tmp_path / "x.db"
+    if there:
+        sqlite3.connect(path).execute("CREATE TABLE other (a)").connection.close()
+    before = _contents(tmp_path)
+    with open_store(f"sqlite:///{path}") as store:
+        assert (store.runs(), store.run("run"), store.holder("run")) == ([], None, None)
+        assert (store.jobs("run"), store.attempts("run")) == ([], [])
+        assert store.history("run").commits == {}
+        with pytest.raises(BadInput, match="cannot name a run"):
+            store.take("a/b", **make.take)
+        with pytest.raises(BadInput, match="only folders are supported"):
+            store.take("run", **make.take, artifacts="s3://bucket")
+        with pytest.raises(BadInput, match="there is no run run"):
+            store.delete("run")
+        assert _contents(tmp_path) == before
+        with store.take("run", **make.take):
+            assert [row.name for row in store.runs()] == ["run"]
+    assert path.exists()
+
+
+def test_a_newer_schema_is_refused_before_anything_is_changed(tmp_path: Path, make: Any) -> None:
+    """Also where its tables came after the store was opened."""
+    path = tmp_path / "x.db"
+    with open_store(f"sqlite:///{path}") as store:
+        other = sqlite3.connect(path)
+        other.execute("CREATE TABLE clnp_schema (id INTEGER PRIMARY KEY, version INTEGER)")
+        other.execute(f"INSERT INTO clnp_schema VALUES (1, {SCHEMA + 1})")
+        other.commit()
+        other.close()
+        before = _contents(tmp_path)
+        with pytest.raises(BadInput, match=rf"version {SCHEMA + 1}.*--upgrade"):
+            store.take("run", **make.take)
+    assert _contents(tmp_path) == before
 
 
 def test_passwords_are_never_shown(
@@ -185,6 +225,9 @@ def test_clock_is_in_seconds_since_1970(storage_url: str) -> None:
 
 def test_sqlite_pragmas(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/x.db")
+    assert database.missing
+    database.prepare()
+    assert not database.missing
     with database.engine.connect() as connection:
         values = [
             connection.exec_driver_sql(f"PRAGMA {name}").scalar()

@@ -237,23 +237,25 @@ def test_killed_with_ray(tmp_path: Path, undisturbed: Records, family: Callable[
 def test_killed_at_twenty_random_moments(backend: str, tmp_path: Path, family: Callable[[Any], None]) -> None:
     """The quickstart, with a net 100 wide, killed whenever; the moments are drawn over the time that it takes."""
     experiment = read_experiment("quickstart", ["model.hidden=[100, 100]", "worker.cells=3", "training.epochs=10"])
+    (tmp_path / "undisturbed").mkdir()
     began = time.monotonic()
     expected = go_on(tmp_path / "undisturbed", experiment)
     takes = time.monotonic() - began
     draw = random.Random(0)
-    folder, kills = tmp_path / "killed", 0
+    folder, kills, starts = tmp_path / "killed", 0, 0
     while kills < 20:
-        # Past the start, in which nothing is written yet.
+        starts += 1
         process = start(folder, experiment, backend=backend)
-        wait_for_work(folder, process)
+        wait_for_work(folder, process)  # before, nothing is written
         time.sleep(draw.uniform(0, takes / 10))
         if process.poll() is not None:
-            folder, kills = tmp_path / f"killed-{kills}", kills  # finished in between: again from the start
+            folder = tmp_path / f"killed-{starts}"  # finished in between: once more from the start
             continue
         family(process)
         process.kill()
         killed(process)
         kills += 1
+    folder.mkdir(exist_ok=True)
     assert go_on(folder, experiment) == expected
 
 

@@ -11,11 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
-from search.errors import Held, LeaseLost
+import search.lease
+from search.errors import BadInput, Held, LeaseLost
 from search.lease import Lease, this_process
-from search.ledger import Leases
+from search.ledger import Leases, Runs
 from search.store import Store, open_store
 
 TAKE = """
@@ -33,6 +34,22 @@ except Held as error:
 print("won", flush=True)
 sys.stdin.readline()
 """
+
+
+STOP = """
+import sys
+from search.errors import LeaseLost
+from search.store import open_store
+store = open_store(sys.argv[1], sys.argv[2], lease=1.8)
+writer = store.take("run", experiment_json={}, data="d", versions={})
+print("won", flush=True)
+sys.stdin.readline()
+try:
+    writer.note("late")
+except LeaseLost:
+    print("lost", flush=True)
+"""
+"""Renews for the first time 0.6 seconds after it won: it can be stopped outside of any transaction."""
 
 
 def _say(process: subprocess.Popen[str]) -> None:
@@ -91,6 +108,87 @@ def test_a_killed_process_is_taken_over_at_once(
     assert not holder.live
     store.take("run", **make.take, wait=pytest.fail).release("done")
     assert [attempt.outcome for attempt in store.attempts("run")] == ["died", "done"]
+
+
+def test_a_stopped_process_is_waited_for(
+    make_store: Callable[..., Store],
+    storage_url: str,
+    tmp_path: Any,
+    child: Callable[..., subprocess.Popen[str]],
+    make: Any,
+) -> None:
+    """It lives but renews nothing: exit 4 only while the lease is being renewed. Woken up it writes nothing."""
+    process = child(STOP, storage_url, str(tmp_path / "artifacts"))
+    assert _hear(process) == "won"
+    process.send_signal(signal.SIGSTOP)
+    store = make_store(lease=1.8)
+    with pytest.raises(Held, match="which is running"):
+        store.take("run", **make.take, wait=pytest.fail)
+    time.sleep(1.0)
+    holder = store.holder("run")
+    assert holder is not None
+    assert holder.live
+    with pytest.raises(Held, match=r"whose lease lasts for another [01] s; end it first"):
+        store.delete("run")
+    told: list[str] = []
+    with store.take("run", **make.take, wait=told.append) as writer:
+        assert len(told) == 1
+        assert f"held by process {process.pid} on host" in told[0]
+        process.send_signal(signal.SIGCONT)
+        _say(process)
+        assert _hear(process) == "lost"
+        writer.note("in time")
+    assert [(attempt.outcome, attempt.notes) for attempt in store.attempts("run")] == [
+        ("died", ()),
+        ("ended", ("in time",)),
+    ]
+
+
+def test_a_process_that_renews_late_keeps_it(make_store: Callable[..., Store], make: Any) -> None:
+    store = make_store(lease=30)
+    writer = store.take("run", **make.take)
+    with store.database.engine.begin() as connection:
+        connection.execute(update(Leases).values(expires=store.database.now + 2.0))
+    threading.Timer(0.2, writer.note, ["late, but there"]).start()
+    told: list[str] = []
+    with pytest.raises(Held, match="which is running"):
+        store.take("run", **make.take, wait=told.append)
+    assert len(told) == 1
+    writer.release("done")
+
+
+def test_a_lease_that_ran_out_is_not_live_and_taken_at_once(make_store: Callable[..., Store], make: Any) -> None:
+    store = make_store(lease=0.5)
+    writer = store.take("run", **make.take)
+    writer._lease.stop()
+    time.sleep(0.7)
+    holder = store.holder("run")
+    assert holder is not None
+    assert not holder.live
+    store.take("run", **make.take, wait=pytest.fail).release("done")
+
+
+def test_a_run_that_is_gone_is_not_waited_for(store: Store, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row goes between its making and the lease: neither before a look nor after one is it tried for ever."""
+    store.take("run", **make.take).release("done")
+
+    def gone() -> None:
+        with store.database.engine.begin() as connection:
+            for table in reversed(Runs.metadata.sorted_tables):
+                connection.execute(delete(table))
+
+    with monkeypatch.context() as patch:
+        acquire = Lease.acquire
+        patch.setattr(Lease, "acquire", lambda *arguments, **options: (gone(), acquire(*arguments, **options))[1])
+        with pytest.raises(BadInput, match="run run was deleted just now; the same command makes it anew"):
+            store.take("run", **make.take)
+    looks = iter([lambda: (None, 0.0)])
+    look = search.lease._look
+    monkeypatch.setattr(search.lease, "_look", lambda *arguments: next(looks, lambda: look(*arguments))())
+    began = time.monotonic()
+    with pytest.raises(BadInput, match="was deleted just now"):
+        Lease.acquire(store.database, 7, "run", poll=0.1)
+    assert 0.1 < time.monotonic() - began < 2
 
 
 def test_a_host_that_was_started_anew_is_taken_over_at_once(store: Store, make: Any) -> None:

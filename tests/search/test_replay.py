@@ -1,7 +1,7 @@
 """The rule at another margin, on hand-made tables and on what simulated runs recorded."""
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from clnp.forgetting import Point
 from search.backends.simulated import Simulated, World
 from search.book import Loss, Place
+from search.errors import Damage
 from search.experiment import Experiment
 from search.memory import MemoryBook
 from search.records import Cell, CellRecord, CommitRecord, Opening, Provenance, Score
@@ -139,6 +140,30 @@ def test_only_committed_tasks_are_replayed(table: Table) -> None:
     (tasks, others) = replay(experiment(replicas=2), table, Fraction(1))
     assert len(tasks) == 2
     assert others == []
+
+
+def test_a_study_that_is_gone_is_damage(table: Table) -> None:
+    records = table.cells.pop((0, 1))
+    for name, study in (("mine", "mine/replica-0/task-01"), (None, "NAME/replica-0/task-01")):
+        named = {} if name is None else {"name": name}
+        with pytest.raises(
+            Damage, match=rf"^replica 1, task 2: its study {study} or the winner's trial is gone .*backup$"
+        ):
+            replay(experiment(), table, Fraction(1), **named)
+    table.cells[0, 1] = {index: record for index, record in records.items() if index != 1}
+    with pytest.raises(Damage, match="or the winner's trial is gone"):
+        replay(experiment(), table, Fraction(1))
+
+
+def test_a_loser_that_is_gone_is_damage_too(table: Table) -> None:
+    """Promise 4: at another margin it might have won. What the commit did without is not missed."""
+    cells = table.cells[0, 1]
+    table.openings[0, 1] = Opening(0, 1, "", tuple(record.cell for record in cells.values()), ())
+    del cells[2]
+    with pytest.raises(Damage, match=r"task 2: its study .* or the trial of cell 2 in it is gone"):
+        replay(experiment(), table, Fraction(1))
+    table.commits[0, 1] = replace(table.commits[0, 1], missing=(2,))
+    assert len(replay(experiment(), table, Fraction(1))[0]) == 3
 
 
 @functools.cache

@@ -202,9 +202,16 @@ def test_a_member_that_raised_goes_out_alone() -> None:
 
 def test_a_cell_is_tried_retries_times_more() -> None:
     replica = machine(opened())
-    replica.lost("stack", (1,), "gone")
-    with pytest.raises(Unavailable, match=r"replica 1, task 1: cell 1 \(alpha=.*lost 2 times.*gone.*--allow-missing"):
-        replica.lost("stack", (1,), "gone")
+    replica.lost("stack", (1,), "gone.")
+    with pytest.raises(
+        Unavailable, match=r"replica 1, task 1: cell 1 \(alpha=.*lost 2 times.*gone\. The same.*--allow-missing"
+    ):
+        replica.lost("stack", (1,), "gone.")
+
+
+def test_without_retries_one_loss_is_too_many() -> None:
+    with pytest.raises(Unavailable, match=r"was lost once \(retries: 0\), the last time because: gone\. The same"):
+        machine(opened(), retries=0).lost("stack", (1,), "gone.")
 
 
 def test_losses_are_counted_on_after_a_driver_died() -> None:
@@ -232,7 +239,7 @@ def test_cells_lost_too_often_are_missing_where_that_is_allowed() -> None:
 
 def test_with_every_cell_missing_there_is_nothing_to_commit() -> None:
     table = opened(None, *[Lost("stack", 0, 0, (index,)) for index in range(4)] * 2)
-    with pytest.raises(Unavailable, match=r"every one of its 4 cells .* tries them again"):
+    with pytest.raises(Unavailable, match=r"each of its 4 cells was lost more than once, .* tries them again"):
         machine(table, allow_missing=True).next()
 
 
@@ -246,6 +253,60 @@ def test_with_every_cell_missing_there_is_nothing_to_commit() -> None:
 def test_a_task_with_nothing_worth_committing_is_impossible(records: dict[int, CellRecord], why: str) -> None:
     with pytest.raises(Impossible, match=rf"replica 1, task 1: .*{why}.*lower.*--name"):
         machine(opened(records)).next()
+
+
+FULL_LAST = commit_record(claimed=(4, 10), free=(16, 0))
+
+
+@pytest.mark.parametrize("second", [None, opening(1)])
+def test_a_full_last_layer_ends_a_single_head_before_any_job(second: Opening | None) -> None:
+    """Also where the next task was opened: known from the last commit, nothing is trained for it."""
+    table = committed(second)
+    table.commits[0, 0] = FULL_LAST
+    replica = machine(table)
+    replica.removed()
+    with pytest.raises(Impossible, match=r"replica 1, task 2: no free unit left in hidden2: all 10 are owned.*--name"):
+        replica.next()
+    multi = machine(table, head="multi")
+    multi.removed()
+    assert isinstance(multi.next(), Train if second else Open)
+
+
+def test_a_last_layer_that_the_last_task_filled_is_no_harm() -> None:
+    table = committed()
+    table.commits[0, 0] = FULL_LAST
+    replica = machine(table, tasks={"count": 1}, rule={"margin": 1.0})
+    replica.removed()
+    assert replica.next() is None
+    assert replica.finished
+
+
+def test_a_replica_that_stopped_has_no_next_step() -> None:
+    replica = machine(opened())
+    step = replica.next()
+    assert isinstance(step, Train)
+    replica.hand_out(1, step)
+    error = Impossible("it cannot be done")
+    replica.stop(error)
+    assert replica.stopped is error
+    assert replica.next() is None
+    replica.returned(1)
+    replica.recorded(FULL[0])
+    assert replica.next() is None
+    assert not replica.finished
+
+
+def test_a_full_layer_is_named_where_no_trial_learnt_anything() -> None:
+    table = committed(opening(1))
+    table.commits[0, 0] = commit_record(claimed=(20, 3), free=(0, 7))
+    table.cells[0, 1] = {index: cell_record(index, (10, 1), task=1) for index in range(4)}
+    full = "hidden1 has no free unit left: widen it or prune harder"
+    with pytest.raises(Impossible, match=rf"most frequent class \(10\); lower α, or train longer; {full}\. The tasks"):
+        machine(table).next()
+    table.cells[0, 1] = {index: cell_record(index) for index in range(4)}
+    with pytest.raises(Impossible, match="diverged") as refusal:
+        machine(table).next()
+    assert "hidden1" not in str(refusal.value)
 
 
 def test_a_staircase_of_another_trial_is_damage() -> None:

@@ -280,7 +280,7 @@ def test_a_result_without_its_records_is_a_loss(book: MemoryBook, world: World) 
     assert next_job(run).kind == "commit"
 
 
-@pytest.mark.parametrize(("kind", "error"), [("damage", Damage), ("impossible", Impossible), ("input", BadInput)])
+@pytest.mark.parametrize(("kind", "error"), [("damage", Damage), ("input", BadInput)])
 def test_a_failure_stops_the_run_and_what_runs_is_taken_in(
     book: MemoryBook, world: World, kind: Any, error: type[SearchError]
 ) -> None:
@@ -298,17 +298,47 @@ def test_a_failure_stops_the_run_and_what_runs_is_taken_in(
     assert not run.finished
 
 
-def test_a_task_with_nothing_to_commit_stops_the_run_before_the_commit(book: MemoryBook) -> None:
+def test_what_is_impossible_stops_one_replica_and_the_others_go_on(book: MemoryBook, world: World) -> None:
+    events: list[Event] = []
+    run = new_run(book, on_event=events.append)
+    failing = next_job(run)
+    assert failing.replica == 0
+    beside = [next_job(run) for _ in range(3)]
+    run.take(failing.id, JobResult(failure=Failure("impossible", "it cannot be done")))
+    assert run.stopped is None
+    assert book.jobs[failing.id].state == "given back"
+    assert [state.stopped for state in run.snapshot().replicas] == ["replica 1, task 1: it cannot be done", None]
+    for job in beside:
+        run.take(job.id, result(world, job))
+    assert sum(len(cells) for place, cells in book.cells.items() if place[0] == 0) > 0, "what ran is taken in"
+    finish(run, world)
+    assert isinstance(run.stopped, Impossible)
+    assert str(run.stopped) == "replica 1, task 1: it cannot be done"
+    assert run.over
+    assert not run.finished
+    assert sorted(book.commits) == [(1, 0), (1, 1)]
+    ends = [(event.kind, event.text, event.replica, event.task) for event in events if "stopped" in event.kind]
+    assert ends == [
+        ("replica stopped", "it cannot be done", 0, 0),
+        ("run stopped", "replica 1, task 1: it cannot be done", None, None),
+    ]
+
+
+def test_a_task_with_nothing_to_commit_stops_each_replica_before_the_commit(book: MemoryBook) -> None:
     world = World(diverges=lambda *_: True)
     run = new_run(book)
     finish(run, world)
     assert isinstance(run.stopped, Impossible)
     assert run.stopped.exit_code == 5
-    assert "replica 1, task 1: every trial of the task diverged; lower" in str(run.stopped)
+    first, second = str(run.stopped).splitlines()
+    assert first.startswith("replica 1, task 1: every trial of the task diverged; lower")
+    assert second.startswith("replica 2, task 1: every trial of the task diverged; lower")
     assert not book.commits
+    assert len(book.openings) == 2
     again = new_run(book)
     assert again.next_job() is None
     assert isinstance(again.stopped, Impossible)
+    assert again.over
 
 
 def test_a_commit_that_changes_an_old_task_is_not_written(book: MemoryBook, world: World) -> None:
@@ -429,6 +459,7 @@ def test_events_tell_what_happened_outside_the_lock(book: MemoryBook, world: Wor
         "task committed",
         "run finished",
     ]
+    assert events[1].text.split(": ") in (["cells 0–1", REASON], ["cells 0–2", REASON])
     assert threads == [True] * len(events), "another thread may look while an event is told"
     assert [event.cell for event in events[2:6]] == [0, 1, 2, 3]
     assert all((event.replica, event.task) == (0, 0) for event in events[:-1])

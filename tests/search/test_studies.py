@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from sqlalchemy import Connection
 
 from search.database import Database
-from search.errors import BadInput
+from search.errors import BadInput, Damage
 from search.names import cell_key
 from search.records import Cell, CellRecord
 from search.studies import Studies, finished, study_names
@@ -159,6 +159,27 @@ def test_deleting_twice_is_no_error(studies: Studies, add: Any, make: Any) -> No
     studies.delete(NAME, free)
     studies.delete(NAME, free)
     assert [study.study_name for study in studies._storage.get_all_studies()] == ["other/replica-0/task-00"]
+
+
+def test_a_study_that_somebody_removed_is_damage(
+    studies: Studies, add: Any, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise 3: cells without a trial are not finished; the next driver makes the study anew."""
+    add(make.record(0))
+    optuna.delete_study(storage=studies._storage, study_name=NAME)
+    with pytest.raises(Damage, match=rf"the study {NAME} was deleted .*restore the database .*trains the task's cells"):
+        add(make.record(1))
+    add(make.record(1))
+    assert [trial.user_attrs["index"] for trial in studies.open(NAME, free).trials] == [1]
+
+    def create(*arguments: Any, **options: Any) -> optuna.Study:
+        study = optuna.study.create_study(*arguments, **options)
+        optuna.delete_study(storage=studies._storage, study_name=options["study_name"])
+        return study
+
+    monkeypatch.setattr(optuna, "create_study", create)
+    with pytest.raises(Damage, match="the study another/task was deleted"):
+        studies.open("another/task", free)
 
 
 def test_refuses_layers_that_do_not_fit(studies: Studies, make: Any) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from search.text import duration, members, number, percent, plural, size, theta
+from search.text import duration, members, number, percent, plural, size, theta, times
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,7 @@ def test_the_cells_of_a_stack(cells, text):
 
 def test_plural():
     assert (plural(1, "task"), plural(2, "task"), plural(1200, "task")) == ("1 task", "2 tasks", "1,200 tasks")
+
+
+def test_times():
+    assert [times(count) for count in (0, 1, 2, 1200)] == ["0 times", "once", "2 times", "1,200 times"]

@@ -9,7 +9,11 @@ import time
 import pytest
 from rich.console import Console
 
-from search.records import Score
+from search.backends.simulated import World
+from search.experiment import Experiment
+from search.memory import MemoryBook
+from search.records import Progress, Score
+from search.run import Run
 from search.snapshot import Event, ReplicaState, RunningJob, Snapshot
 from search.view import Lines, Screen, open_view, render
 
@@ -157,6 +161,122 @@ def test_a_terminal_shows_the_table_and_gets_its_cursor_back(terminal):
     wait_for(lambda: terminal.text.count("\x1b[?25h") == 1)
     assert terminal.text.count("\x1b[?25l") == 1
     assert "quiet" not in terminal.text
+
+
+def test_a_stopped_replica_is_shown():
+    state = ReplicaState(1, 2, 5, 6, 0, 6, (Score(9, 10), Score(8, 10)), (11, 0), "no free unit left")
+    console = Console(record=True, width=100, file=io.StringIO())
+    console.print(render("quickstart", Snapshot((state,), ()), 83.0))
+    assert "stopped at task 3 of 5" in console.export_text()
+
+
+class Stuck:
+    """A write to the database in an outage: it tells the view so while the run is locked, then waits."""
+
+    def __init__(self, view):
+        self.view = view
+        self.began, self.mended = threading.Event(), threading.Event()
+
+    def __call__(self, step):
+        if step == "before progress":
+            self.view.note("the database cannot be used")
+            self.began.set()
+            self.mended.wait(30)
+
+
+@pytest.mark.parametrize("kind", ["screen", "lines"])
+def test_an_outage_in_the_middle_of_a_turn_blocks_neither_view_nor_end(terminal, kind):
+    stream = io.StringIO()
+    view = open_view(terminal.stream) if kind == "screen" else Lines(Console(file=stream, soft_wrap=True), period=0.1)
+    stuck = Stuck(view)
+    book = MemoryBook(World().artifacts, stuck)
+    run = Run(Experiment(), book, book, data=lambda *_: "data", workers=1, on_event=view.event)
+
+    def text():
+        return terminal.text if kind == "screen" else stream.getvalue()
+
+    with view:
+        view.watch("quickstart", run.snapshot)
+        job = run.next_job()
+        wait_for(lambda: "task 1 of 5" in text())
+        writer = threading.Thread(target=run.progress, args=(job.id, Progress("here", 1, 30, 0.5)), daemon=True)
+        writer.start()
+        assert stuck.began.wait(5), "a note waits for nothing"
+        wait_for(lambda: "the database cannot be used" in text(), 5)
+        before = text().count("task 1 of 5")
+        wait_for(lambda: text().count("task 1 of 5") > before + 2, 10)
+        ended = time.monotonic()
+    assert time.monotonic() - ended < 5
+    assert writer.is_alive()
+    stuck.mended.set()
+    writer.join(5)
+    assert not writer.is_alive()
+
+
+@pytest.mark.parametrize("kind", [Screen, Lines])
+def test_a_snapshot_that_does_not_come_delays_neither_notes_nor_the_end(monkeypatch, kind):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    asked, given = threading.Event(), threading.Event()
+
+    def snapshot():
+        asked.set()
+        given.wait(30)
+        return SNAPSHOT
+
+    stream = io.StringIO()
+    view = kind(Console(file=stream, force_terminal=kind is Screen))
+    with view:
+        view.watch("quickstart", snapshot)
+        view.note("it begins")
+        assert asked.wait(5)
+        began = time.monotonic()
+        view.note("it hangs")
+    assert time.monotonic() - began < 5
+    given.set()
+    text = stream.getvalue()
+    assert 0 < text.index("it begins") < text.index("it hangs")
+
+
+def test_what_was_told_is_printed_in_order_also_after_the_end():
+    stream = io.StringIO()
+    with open_view(stream) as view:
+        for number in range(200):
+            view.note(f"note {number}")
+    view.note("the end")
+    told = [line[10:] for line in stream.getvalue().splitlines()]
+    assert told == [*(f"note {number}" for number in range(200)), "the end"]
+
+
+class Stopped(io.StringIO):
+    """A terminal that was stopped with Ctrl-S."""
+
+    def __init__(self, started):
+        super().__init__()
+        self._started = started
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        self._started.wait(30)
+        return super().write(text)
+
+
+@pytest.mark.parametrize("kind", [Screen, Lines])
+def test_a_stopped_terminal_delays_neither_notes_nor_the_end(monkeypatch, kind):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    started = threading.Event()
+    started.set()
+    view = kind(Console(file=Stopped(started), force_terminal=True))
+    with view:
+        started.clear()
+        began = time.monotonic()
+        for _ in range(100):
+            view.note("nobody reads it")
+        assert time.monotonic() - began < 2
+        time.sleep(0.1)
+    assert time.monotonic() - began < 5
+    started.set()
 
 
 def test_events_from_many_threads_are_whole_lines():

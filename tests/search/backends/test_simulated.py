@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search.backends.simulated import Fate, Simulated, World
-from search.errors import Unavailable
+from search.errors import Impossible, Unavailable
 from search.experiment import Experiment
 from search.memory import MemoryBook
-from search.records import CellRecord, CommitJob, CommitRecord, Job
+from search.records import CellRecord, CommitJob, CommitRecord, Failure, Job
 from search.run import Run
 
 EXPERIMENT = Experiment.model_validate(
@@ -210,6 +210,56 @@ def test_a_run_stopped_by_losses_is_continued(seed: int, kills: frozenset[int]) 
         assert isinstance(run.stopped, Unavailable)
     assert run.finished
     assert choices(disk.book) == choices(undisturbed().book)
+
+
+def of_replica(book: MemoryBook, replica: int) -> dict[str, object]:
+    """What is recorded of one replica, without the times."""
+    return {
+        what: {place: record for place, record in found.items() if place[0] == replica}
+        for what, found in records(book).items()
+        if isinstance(found, dict)
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    why=st.sampled_from(["full", "diverged", "failure"]),
+    replica=st.integers(0, 1),
+    task=st.integers(0, 2),
+    seed=st.integers(0, 2**32),
+    workers=st.integers(1, 5),
+    kills=st.frozensets(st.integers(1, STEPS), max_size=6),
+)
+def test_a_replica_that_cannot_go_on_leaves_the_others_whole(
+    why: str, replica: int, task: int, seed: int, workers: int, kills: frozenset[int]
+) -> None:
+    """It stops at its task, the other ends with the records of a run in which nothing happened; exit code 5."""
+    here = (replica, task)
+    world = World(
+        diverges=lambda job, _cell: why == "diverged" and (job.replica, job.task) == here,
+        fills=lambda job: why == "full" and (job.replica, job.task + 1) == here,
+    )
+    weather = Weather(seed, stacks=1, singles=2, commits=2)
+
+    def plan(job: Job, attempt: int) -> Fate:
+        if why == "failure" and job.kind == "stack" and (job.replica, job.task) == here:
+            return Fate(failure=Failure("impossible", "it cannot be done"))
+        return weather(job, attempt)
+
+    disk = Disk(kills, world=world)
+    run = play(disk, plan, workers=workers)
+    if why == "full" and task == 0:
+        assert run.finished, "no commit comes before the first task"
+        return
+    assert isinstance(run.stopped, Impossible)
+    assert f"replica {replica + 1}, task {task + 1}: " in str(run.stopped)
+    assert not run.finished
+    other = 1 - replica
+    assert of_replica(disk.book, other) == of_replica(undisturbed().book, other)
+    assert [place for place in sorted(disk.book.commits) if place[0] == replica] == [(replica, t) for t in range(task)]
+    assert (here in disk.book.openings) == (why != "full"), "where no unit is left no task opens"
+    again = play(disk, plan, workers=workers)
+    assert str(again.stopped) == str(run.stopped)
 
 
 def test_a_cell_that_is_always_lost_is_missing_where_that_is_allowed() -> None:

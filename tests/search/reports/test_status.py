@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from search.backends.simulated import World
+from search.backends.simulated import Fate, World
 from search.errors import BadInput
 from search.reports.status import status
 
@@ -21,7 +21,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(store, experiment, simul
 
 def test_a_finished_run(finished):
     (run,) = status(finished)["runs"]
-    assert (run["state"], run["seconds_left"], run["running"], run["holder"]) == ("finished", 0.0, [], None)
+    assert (run["state"], run["seconds_left"], run["running"], run["holder"]) == ("finished", None, [], None)
     assert run["units"] == {"hidden1": 32, "hidden2": 24}
     commits = finished.history("made-up").commits
     for replica, found in enumerate(run["replicas"]):
@@ -74,6 +74,14 @@ def test_the_time_left_is_what_the_rest_takes(store, experiment, simulate, stop_
     (run,) = status(store)["runs"]
     left = simulate(experiment())
     assert run["seconds_left"] == pytest.approx(left, rel=0.35)
+
+
+def test_a_run_that_stopped_has_no_time_left(store, experiment, simulate):
+    run = experiment(replicas=1, retries=0, worker={"cells": 1})
+    simulate(run, plan=lambda job, _: Fate(1.0, lost="its node is gone" if job.task == 1 else None))
+    store.take("made-up", experiment_json=run.to_json(), data="d" * 64, versions={}).finish("stopped", "lost too often")
+    (found,) = status(store)["runs"]
+    assert (found["state"], found["replicas"][0]["committed"], found["seconds_left"]) == ("stopped", 1, None)
 
 
 def test_other_versions_are_said_as_the_attempt_wrote_them_down(store, experiment, simulate):
