@@ -101,8 +101,6 @@ def _run(options: argparse.Namespace) -> int:
 
     experiment = read_experiment(options.experiment, options.set)
     name = check_run_name(options.name or experiment.name)
-    if _is_new(options):
-        _check_first(options, experiment)
     with _store(options, create=True) as store:
         return _drive(options, store, experiment, name)
 
@@ -265,16 +263,3 @@ def _is_new(options: argparse.Namespace) -> bool:
     """Whether the database is a file that is not there yet."""
     scheme, _, file = _url(options).partition("?")[0].partition(":///")
     return scheme in ("sqlite", "sqlite+pysqlite") and bool(file) and not Path(file).exists()
-
-
-def _check_first(options: argparse.Namespace, experiment: "Experiment") -> None:
-    """What the driver would refuse is refused here, before a new database is made for nothing."""
-    from clnp.tasks import dataset_sha256
-    from search.artifacts import Artifacts
-    from search.machine import form_pool, this_machine
-
-    if options.artifacts is not None:
-        Artifacts(options.artifacts)
-    dataset_sha256(experiment.tasks.dataset, options.data_dir)
-    if options.address is None:
-        form_pool(experiment, [this_machine()])

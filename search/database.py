@@ -123,8 +123,9 @@ class Database:
 
         def set_log() -> None:
             with self.engine.connect() as connection:
-                # Kept in the file: other connections and Optuna's find it set.
-                connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+                # Kept in the file: other connections and Optuna's find it set. A result that is not read to its end
+                # would keep the pooled connection from committing.
+                connection.exec_driver_sql("PRAGMA journal_mode = WAL").all()
 
         if self.dialect == "sqlite":
             self.retry(set_log)
@@ -251,7 +252,7 @@ class Database:
         def look() -> None:
             with self.engine.connect() as connection:
                 if self.dialect == "sqlite":
-                    connection.exec_driver_sql("SELECT count(*) FROM sqlite_master")
+                    connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").all()
 
         if self.dialect == "sqlite":
             try:

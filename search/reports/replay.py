@@ -25,7 +25,7 @@ def replay(store: Store, name: str, margin: str) -> Report:
     other = _margin(margin)
     known = read_run(store, name)
     try:
-        replicas = select_again(known.experiment, known.history, other)
+        replicas = select_again(known.experiment, known.history, other, name=name)
     except Damaged as error:
         raise Damage(f"run {name!r}: {error}; restore the database from a backup") from error
     return {

@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import create_engine
 
 from clnp.forgetting import Point
+from search.ledger import create_tables
 from search.records import Cell, CellRecord, CommitRecord, Opening, Provenance, Score
 from search.store import Store, open_store
 
@@ -96,6 +97,7 @@ def postgres() -> Iterator[Postgres]:
 
 def _make_tables(url: str) -> None:
     store = open_store(url)
+    create_tables(store.database)
     store.database.rdb_storage().engine.dispose()
     store.close()
 

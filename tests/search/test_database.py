@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, text
+from sqlalchemy import event, insert, text
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
 from search.database import Database
@@ -234,6 +234,16 @@ def test_sqlite_pragmas(tmp_path: Path) -> None:
             for name in ("journal_mode", "foreign_keys", "busy_timeout")
         ]
     assert values == ["wal", 1, 3000]
+    database.close()
+
+
+def test_making_ready_leaves_no_statement_open(tmp_path: Path) -> None:
+    """The pooled connection can commit whenever the garbage collector frees the cursors."""
+    database = Database(f"sqlite:///{tmp_path}/x.db", patience=1.0)
+    cursors: list[object] = []
+    event.listen(database.engine, "after_cursor_execute", lambda _, cursor, *__: cursors.append(cursor))
+    create_tables(database)
+    assert cursors
     database.close()
 
 
