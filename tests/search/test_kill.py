@@ -260,7 +260,11 @@ def test_killed_at_twenty_random_moments(backend: str, tmp_path: Path, family: C
 
 
 def wait_for_work(folder: Path, process: Any) -> None:
+    """Until a worker of this driver has trained an epoch, or the driver has ended."""
     folder.mkdir(exist_ok=True)
     with open_folder(folder) as store:
-        while process.poll() is None and not any(job.epoch for job in store.jobs("killed")):
+        while process.poll() is None:
+            holder = store.holder("killed")  # until it has the lease, the jobs are those of the one before
+            if holder and holder.pid == process.pid and any(job.epoch for job in store.jobs("killed")):
+                return
             time.sleep(0.02)

@@ -22,7 +22,7 @@ from clnp.training import open_task
 from search.artifacts import Artifacts
 from search.experiment import Experiment
 from search.memory import MemoryBook
-from search.records import CellRecord, CommitJob, Job, JobResult, Progress, StackJob
+from search.records import CellRecord, CommitJob, Committed, Job, JobResult, Progress, StackJob
 from search.run import Run
 from search.worker import WorkerSettings, assemble, build_sequence, perform
 
@@ -437,10 +437,12 @@ def test_a_full_layer_is_impossible(tmp_path: Path) -> None:
     run.take(job.id, replace(result, cells=whole))
     commit = run.next_job()
     assert isinstance(commit, CommitJob), run.stopped
-    run.take(commit.id, perform(commit, settings))
-    stack = run.next_job()
-    assert isinstance(stack, StackJob), run.stopped
-    failure = perform(stack, settings).failure
+    done = perform(commit, settings).commit
+    assert done is not None
+    assert done.free == (0, 0)
+    committed = Committed(0, done.artifact, done.fingerprint)
+    # The run itself hands out no such job; a worker refuses it all the same.
+    failure = perform(replace(job, task=1, commits=(committed,), data=sequence.sha256(1)), settings).failure
     assert failure is not None
     assert failure.kind == "impossible"
 
