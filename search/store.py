@@ -3,6 +3,7 @@
 import os
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -148,7 +149,8 @@ class Store:
         parent = self._relative(given or self.artifacts)
         run_id = self.database.retry(lambda: self._make_run(name, experiment_json, data, parent))
         lease = Lease.acquire(self.database, run_id, name, duration=self._lease, wait=wait)
-        try:
+        with ExitStack() as undo:
+            undo.callback(lease.release)
             row = self.run(name)
             if row is None or row.state == "deleting":
                 raise BadInput(f"run {name} is being deleted; end that first: clnp-search delete {name}")
@@ -158,9 +160,7 @@ class Store:
             writer = Writer(self.database, lease, run_id, name, folder, layers=layers)
             writer.begin(versions, artifacts=self._relative(os.path.dirname(location)))
             lease.keep()
-        except BaseException:
-            lease.release()
-            raise
+            undo.pop_all()
         return writer
 
     def delete(self, name: str) -> Deleted:
@@ -175,14 +175,13 @@ class Store:
         if run_id is None or row is None:
             raise BadInput(f"there is no run {name} in {self.url}")
         lease = Lease.acquire(self.database, run_id, name, duration=self._lease)
-        try:
+        with ExitStack() as undo:
+            undo.callback(lease.release)
             writer = Writer(self.database, lease, run_id, name, Artifacts(row.artifacts))
             lease.keep()
             studies: list[str] = self._read(lambda connection: study_names(connection, f"{name}/replica-"), [])
             rows, removed = writer.delete(studies)
-        except BaseException:
-            lease.release()
-            raise
+            undo.pop_all()
         return Deleted(len(studies), rows, removed)
 
     def close(self) -> None:

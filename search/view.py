@@ -2,6 +2,7 @@
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -58,7 +59,7 @@ def open_view(stream: TextIO) -> View:
     return Screen(console) if console.is_terminal and not console.is_dumb_terminal else Lines(console)
 
 
-class _Base:
+class _Base(ABC):
     """What both views have in common: a thread of their own, which writes what was queued.
 
     Who tells a view something may hold the very lock that a snapshot needs. So telling only queues, a snapshot is taken
@@ -118,14 +119,14 @@ class _Base:
         if not self._ended:
             self._draw(snapshot, quiet)
 
-    def _open(self) -> None:
+    def _open(self) -> None:  # noqa: B027 – not every view has a part in it
         """Before the thread begins."""
 
+    @abstractmethod
     def _draw(self, snapshot: Snapshot | None, quiet: bool) -> None:
         """Show a snapshot, None where there is no run yet; ``quiet``: for a period nothing was printed."""
-        raise NotImplementedError
 
-    def _close(self) -> None:
+    def _close(self) -> None:  # noqa: B027 – not every view has a part in it
         """Leave the terminal as it was."""
 
 
