@@ -8,9 +8,11 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -206,13 +208,22 @@ def test_killed_again_and_again(tmp_path: Path, undisturbed: Records) -> None:
 def family() -> Iterator[Callable[[Any], None]]:
     """Remembers the children of a driver. Ray's processes notice its end by themselves, its agents after a minute."""
     members: list[psutil.Process] = []
-    yield lambda process: members.extend(psutil.Process(process.pid).children(recursive=True))
+    drivers: list[int] = []
+
+    def remember(process: Any) -> None:
+        drivers.append(process.pid)
+        members.extend(psutil.Process(process.pid).children(recursive=True))
+
+    yield remember
     alive = [process for process in members if process.is_running()]
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.name().endswith("Agent"):
                 process.kill()
     _, alive = psutil.wait_procs(alive, timeout=30)
+    for driver in drivers:
+        for folder in Path(tempfile.gettempdir()).glob(f"clnp-ray-{driver}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
     assert alive == []
 
 
