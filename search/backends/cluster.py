@@ -85,7 +85,7 @@ class Cluster:
         short = parent if len(parent) <= _LONGEST_TEMPORARY or os.name == "nt" else "/tmp"
         _sweep(short)
         self.folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=short)
-        """Where Ray and Tune keep their files; removed at the end. One that a killed driver left names its process."""
+        """Where Ray and Tune keep their files; removed at the end."""
 
     def start(self, pool: Pool | None) -> None:
         """Start Ray with room for a pool of workers, or connect to the one that runs. Takes seconds.
