@@ -220,7 +220,7 @@ def _facts(report: Mapping[str, Any]) -> Table:
     sparsest = "fewest new units" if report["sparsity"] == "units" else "most weights left free"
     facts = {
         "best accuracy": f"{_score(report['best'])}, unpruned, over the whole grid",
-        "cut line": f"{_score(report['needed'])}, {number(report['margin'])} percentage points below",
+        "cut line": f"{_score(report['needed'])}, at a margin of {number(report['margin'])} %",
         "candidates": f"{len(candidates)} of {plural(len(report['trials']), 'cell')} reach it unpruned",
         "winner": f"cell {report['cell']}, the candidate with the {sparsest}",
         "α": alpha,
@@ -375,7 +375,7 @@ def _shape(report: Mapping[str, Any]) -> Mapping[str, str]:
         "network": f"{widths}, {report['head']} head, {report['weights']:,} weights",
         "trials": f"{trials:,} of {plural(report['epochs'], 'epoch')} each",
         "validation": f"{report['validation']:,} samples",
-        "rule": f"margin {_margin(report['margin'])} percentage points, sparsity by {report['sparsity']}",
+        "rule": f"margin {_margin(report['margin'])} %, sparsity by {report['sparsity']}",
         "workers": f"{workers['count']}, each with {each} on {workers['device']}",
         "disk": (
             f"at most {size(disk['trial'])} a trial, {size(disk['task'])} while a task is open; at the end "
