@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from clnp.activity import mean_activity
     from clnp.commit import fingerprint, restore
+    from clnp.diagnostics import diagnose
     from clnp.errors import Damaged, DataUnavailable, Diverged, NothingToCommit, UnsupportedNetwork
     from clnp.evaluation import count_correct, logits
     from clnp.forgetting import Choice, Pick, Point, Trial, choose
-    from clnp.models import mlp
+    from clnp.growth import grow
+    from clnp.models import mlp, split_cifar_narrow, split_cifar_wide
     from clnp.network import Network
     from clnp.ownership import with_free
     from clnp.thresholds import claims_at, curve, staircase
@@ -38,12 +40,16 @@ __all__ = [
     "claims_at",
     "count_correct",
     "curve",
+    "diagnose",
     "fingerprint",
+    "grow",
     "logits",
     "mean_activity",
     "mlp",
     "open_task",
     "restore",
+    "split_cifar_narrow",
+    "split_cifar_wide",
     "staircase",
     "train",
     "with_free",
@@ -55,10 +61,12 @@ NUMERICS = 1
 _HOME = {
     "activity": ["mean_activity"],
     "commit": ["fingerprint", "restore"],
+    "diagnostics": ["diagnose"],
     "errors": ["Damaged", "DataUnavailable", "Diverged", "NothingToCommit", "UnsupportedNetwork"],
     "evaluation": ["count_correct", "logits"],
     "forgetting": ["Choice", "Pick", "Point", "Trial", "choose"],
-    "models": ["mlp"],
+    "growth": ["grow"],
+    "models": ["mlp", "split_cifar_narrow", "split_cifar_wide"],
     "network": ["Network"],
     "ownership": ["with_free"],
     "thresholds": ["claims_at", "curve", "staircase"],

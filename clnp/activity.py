@@ -12,17 +12,19 @@ _BATCH = 1000
 
 
 def mean_activity(network: Network, x: Tensor) -> dict[str, Tensor]:
-    """E_S|N| of every unit of every hidden layer, Sec. 2.2 and Algorithm 1: the mean of its output after the ReLU.
+    """E_S|N| of every unit of every hidden group, Sec. 2.2 and Algorithm 1: the mean of its absolute output after the
+    activation, dropout off; for a convolution over positions too, before pooling.
 
-    In the order of ``x``, in batches of a fixed size and summed in float64, so that the same network and samples give
-    the same bits on the same device and number of threads.
+    Units that additions tie have the largest of their means wherever a layer reads them. In the order of ``x``, in
+    batches of a fixed size and summed in float64, so that the same network and samples give the same bits on the same
+    device and number of threads.
 
     Args:
         network: With its open task trained. The whole width is computed.
-        x: The samples of the training split, ``[n, inputs]``.
+        x: The samples of the training split, ``[n, *shape]``.
 
     Returns:
-        By hidden layer's name: float64 ``[units]`` on the CPU.
+        By hidden group's name: float64 ``[units]`` on the CPU.
 
     Raises:
         ValueError: There is no sample.
@@ -30,14 +32,28 @@ def mean_activity(network: Network, x: Tensor) -> dict[str, Tensor]:
     """
     if len(x) == 0:
         raise ValueError("the mean activity over no samples is undefined; give at least one")
+    taps = network.graph.taps
+    groups = {place: name for name, places in taps.items() for place in places}
+    totals: dict[int, Tensor] = {}
     with torch.inference_mode():
-        total = [torch.zeros(layer.units, dtype=torch.float64, device=network.device) for layer in network.hidden]
         for piece in torch.split(x, _BATCH):
-            for place, output in enumerate(network.activations(piece.to(network.device, network.dtype))):
-                total[place] += output.sum(0, dtype=torch.float64)
-    activity = {layer.name: (t / len(x)).cpu().clone() for layer, t in zip(network.hidden, total, strict=True)}
+            for place, _, value in network.values(piece.to(network.device, network.dtype)):
+                if place in groups:
+                    mean = _sum(value, network.group(groups[place]).units)
+                    totals[place] = totals[place] + mean if place in totals else mean
+    activity = {
+        name: (torch.stack([totals[place] for place in places]).amax(0) / len(x)).cpu().clone()
+        for name, places in taps.items()
+    }
     for name, mean in activity.items():
         if not mean.isfinite().all():
             unit = int((~mean.isfinite()).nonzero()[0])
             raise Diverged(f"unit {unit} of {name} has a mean activity of {mean[unit].item()}: the network diverged")
     return activity
+
+
+def _sum(value: Tensor, units: int) -> Tensor:
+    """The absolute outputs ``[batch, units, …]`` summed over the batch, and averaged over positions: float64."""
+    # A flattened map has the features of a unit in a row.
+    value = value.abs().reshape(len(value), units, -1)
+    return value.sum((0, 2), dtype=torch.float64) / value.shape[2]

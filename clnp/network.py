@@ -1,34 +1,24 @@
-"""A :class:`Network` made from a plain :class:`torch.nn.Sequential`: its unit layers and how they connect."""
+"""A :class:`Network` made from a plain torch module: its layers, the groups of units they compute, and their owners."""
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from clnp.errors import UnsupportedNetwork
+from clnp.graph import Add, Graph, Group, Layer, Node, Norm
+from clnp.reading import read_graph
 
-__all__ = ["FREE", "Head", "Layer", "Network"]
+__all__ = ["FREE", "Head", "Network"]
 
 FREE = -1
 """The owner of a unit that no task has claimed."""
 
 Head = Literal["single", "multi"]
 
-_SUPPORTED = "a network is Linear and ReLU in turn and ends with a Linear"
-
-_RESERVED = frozenset(dir(nn.ModuleDict))
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A dense layer: ``units`` outputs, each reading ``inputs`` inputs."""
-
-    name: str
-    inputs: int
-    units: int
-    bias: bool
+_BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
 class Network(nn.Module):
@@ -36,56 +26,84 @@ class Network(nn.Module):
 
     ::
 
-        x [batch, inputs] → hidden 1 → ReLU → … → hidden n → ReLU → mask of the task → output layer → logits
+        x [batch, *shape] → layer → (BatchNorm) → activation → (pool) → … → mask of the task → output layer → logits
 
-    The output layer is shared by all tasks (``head="single"``: the last hidden layer is masked, task t reads only the
-    units that t itself claimed there) or there is one a task (``head="multi"``), Sec. 2.1 and Fig. 2 of the paper.
+    The output layer is shared by all tasks (``head="single"``: what it reads is masked, task t reads only the units
+    that t itself claimed there) or there is one a task (``head="multi"``), Sec. 2.1 and Fig. 2 of the paper.
 
-    Every hidden layer has an owner a unit, a buffer of shape ``[units]`` that holds the task's index or :data:`FREE`.
-    The three weight classes are derived from the owners (:mod:`clnp.ownership`), never stored.
+    Units are the outputs of a dense layer or the channels of a convolution. Every layer but the output layer computes
+    a group of them; layers whose outputs are added, as in a residual network, compute one group together. A group has
+    an owner a unit, a buffer of shape ``[units]`` that holds the task's index or :data:`FREE`. The three weight classes
+    are derived from the owners (:mod:`clnp.ownership`), never stored.
 
     Args:
-        module: Linear and ReLU in turn, ending with the Linear that gives the logits. Names, sizes, dtype and device
-            are taken from it, its weights are not: every task begins from weights that its seed draws.
+        module: A ``torch.nn.Sequential``, or any module that :mod:`torch.fx` can trace: Linear and Conv2d (groups 1)
+            with or without a bias, BatchNorm, ReLU, LeakyReLU, GELU, SiLU, pooling, Dropout, Flatten and additions,
+            ending with the Linear or Conv2d of the logits and then at most pooling and Flatten. Names, sizes, dtype and
+            device are taken from it, its weights are not: every task begins from weights that its seed draws.
         head: ``"single"`` or ``"multi"``.
 
     Raises:
-        UnsupportedNetwork: A layer of another kind, widths that do not fit, no hidden layer, tied weights, a forward
-            hook, another dtype than float32 or float64, or more than one.
+        UnsupportedNetwork: A layer of another kind, a module that cannot be traced, widths that do not fit, no hidden
+            layer, a layer that nothing reads, an end that is no head, tied weights, a forward hook, a wrapper such as
+            DataParallel, another dtype than float32 or float64, or more than one.
     """
 
     committed: Tensor
 
-    def __init__(self, module: nn.Sequential, *, head: Head = "single") -> None:
+    def __init__(self, module: nn.Module, *, head: Head = "single") -> None:
         super().__init__()
         if head not in ("single", "multi"):
             raise UnsupportedNetwork(f'head is {head!r}; it can be "single" or "multi"')
         self.head: Head = head
-        self.layers = _read_layers(module)
-        like = next(module.parameters())
-        kept = self.layers if head == "single" else self.layers[:-1]
-        self.dense = nn.ModuleDict({layer.name: _blank(layer, like.device, like.dtype) for layer in kept})
-        self.heads = nn.ModuleDict()
-        for layer in self.hidden:
-            owners = torch.full((layer.units,), FREE, dtype=torch.int64, device=like.device)
-            self.register_buffer(_buffer(layer.name), owners)
+        like = next(module.parameters(), torch.empty(0))
         self.register_buffer("committed", torch.zeros((), dtype=torch.int64, device=like.device))
+        self.heads = nn.ModuleDict()
+        self._build(read_graph(module), like.dtype)
         self.eval()
 
-    @property
-    def hidden(self) -> tuple[Layer, ...]:
-        """The layers whose units are claimed, from the input on."""
-        return self.layers[:-1]
+    def _build(self, graph: Graph, dtype: torch.dtype) -> None:
+        """Take a graph on, everything 0 and free."""
+        self.graph = graph
+        self.parts = nn.ModuleDict()
+        for layer in self.layers if self.head == "single" else self.layers[:-1]:
+            self.parts[_key(layer.name)] = layer.blank(self.device, dtype)
+        for norm in self.norms:
+            self.parts[_key(norm.name)] = norm.blank(norm.units, self.device, dtype)
+        for task in self.heads:
+            self.heads[task] = self.output.blank(self.device, dtype)
+        for group in self.groups:
+            owners = torch.full((group.units,), FREE, dtype=torch.int64, device=self.device)
+            self.register_buffer(_buffer(group.name), owners)
+
+    def widen(self, graph: Graph) -> None:
+        """Take on the same graph with other widths, everything 0 and free; see :func:`clnp.growth.grow`."""
+        self._build(graph, self.dtype)
 
     @property
-    def last(self) -> Layer:
-        """The last hidden layer, which the output layer reads."""
-        return self.layers[-2]
+    def groups(self) -> tuple[Group, ...]:
+        """The groups of units that tasks claim, from the input on."""
+        return self.graph.groups
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers with weights, from the input on, the output layer last."""
+        return self.graph.layers
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """The BatchNorms, from the input on."""
+        return self.graph.norms
+
+    @property
+    def last(self) -> Group:
+        """The group that the output layer reads."""
+        return self.group(self.output.source)
 
     @property
     def output(self) -> Layer:
         """The output layer: ``units`` is the number of classes."""
-        return self.layers[-1]
+        return self.graph.output
 
     @property
     def task(self) -> int:
@@ -99,120 +117,132 @@ class Network(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of every weight: float32, or float64 where a test wants more digits."""
-        return next(self.dense.parameters()).dtype
+        return next(self.parts.parameters()).dtype
 
-    def owner(self, layer: Layer) -> Tensor:
-        """The owner of each unit of a hidden layer: int64 ``[units]``, a task's index or :data:`FREE`."""
-        return self.get_buffer(_buffer(layer.name))
+    def group(self, name: str | None) -> Group:
+        """The hidden group of that name.
 
-    def linear(self, layer: Layer, task: int | None = None) -> nn.Linear:
-        """The layer's weight ``[units, inputs]`` and bias ``[units]``; for a multi-head output layer, ``task``'s."""
+        Raises:
+            KeyError: There is none.
+        """
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(name)
+
+    def owner(self, group: Group | str) -> Tensor:
+        """The owner of each unit of a group: int64 ``[units]``, a task's index or :data:`FREE`."""
+        return self.get_buffer(_buffer(group if isinstance(group, str) else group.name))
+
+    def weights(self, layer: Layer, task: int | None = None) -> nn.Linear | nn.Conv2d:
+        """The layer with its weight ``[units, inputs, *kernel]`` and bias ``[units]``; for a multi-head output layer
+        ``task``'s, by default the open one's."""
         if layer == self.output and self.head == "multi":
             found = self.heads[str(self.task if task is None else task)]
         else:
-            found = self.dense[layer.name]
-        if not isinstance(found, nn.Linear):
+            found = self.parts[_key(layer.name)]
+        if not isinstance(found, nn.Linear | nn.Conv2d):
             raise TypeError(f"layer {layer.name} holds a {type(found).__name__}")
+        return found
+
+    def norm(self, norm: Norm) -> _BatchNorm:
+        """A BatchNorm with its scale, shift, running mean and running variance, ``[units]`` each."""
+        found = self.parts[_key(norm.name)]
+        if not isinstance(found, _BatchNorm):
+            raise TypeError(f"{norm.name} holds a {type(found).__name__}")
         return found
 
     def place_head(self, task: int) -> None:
         """Place task ``task``'s own output layer, zero until it is drawn or restored; a shared one stays as it is."""
         if self.head == "multi" and str(task) not in self.heads:
-            self.heads[str(task)] = _blank(self.output, self.device, self.dtype)
+            self.heads[str(task)] = self.output.blank(self.device, self.dtype)
 
     def copy(self) -> "Network":
         """The same network in memory of its own."""
         return copy.deepcopy(self)
 
-    def activations(self, x: Tensor) -> list[Tensor]:
-        """The output of every hidden layer after its ReLU, at full width: ``[batch, units]`` each."""
-        outputs = []
-        for layer in self.hidden:
-            x = torch.relu(self.linear(layer)(x))
-            outputs.append(x)
-        return outputs
+    def values(
+        self, x: Tensor, task: int | None = None, *, mask: Tensor | None = None
+    ) -> Iterator[tuple[int, Node, Tensor]]:
+        """Every node's place, itself and its output at full width, in evaluation mode: ``[batch, units, …]``.
+
+        Args:
+            x: ``[batch, *shape]``.
+            task: Whose output layer ends it; without one, the walk ends before the output layer.
+            mask: The features that the output layer reads, bool, all without. Selected, since 0 · NaN is NaN.
+        """
+
+        def apply(node: Node, inputs: Sequence[Tensor]) -> Tensor:
+            if node.op is not self.output:
+                return self._compute(node, inputs)
+            (h,) = inputs
+            if mask is not None:
+                h = torch.where(mask.view(-1, *[1] * (h.dim() - 2)), h, torch.zeros_like(h))
+            return self._head(h, task)
+
+        for place, node, value in self.graph.walk(x, apply):
+            yield place, node, value
+            if task is None and place + 1 == self._before_head:
+                return
+
+    def _head(self, h: Tensor, task: int | None) -> Tensor:
+        result: Tensor = self.weights(self.output, task)(h)
+        return result
+
+    def _compute(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+        result: Tensor
+        if isinstance(node.op, Add):
+            return inputs[0] + inputs[1]
+        if isinstance(node.op, Layer):
+            result = self.weights(node.op)(inputs[0])
+        elif isinstance(node.op, Norm):
+            result = self.norm(node.op)(inputs[0])
+        else:
+            result = node.op.module()(inputs[0])
+        return result
+
+    @property
+    def _before_head(self) -> int:
+        return next(place for place, node in enumerate(self.graph.nodes) if node.op is self.output)
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Refuse samples that the network cannot answer.
+
+        Args:
+            shape: Of one sample, such as ``(784,)`` or ``(3, 32, 32)``.
+
+        Raises:
+            UnsupportedNetwork: A layer cannot read what comes to it, or the result is not one logit a class.
+        """
+        task, meta = self.task, self.copy()
+        meta.place_head(task)
+        meta.to("meta")
+        x = torch.empty(2, *shape, dtype=self.dtype, device="meta")
+
+        def apply(node: Node, inputs: Sequence[Tensor]) -> Tensor:
+            try:
+                if isinstance(node.op, Norm) and inputs[0].dim() != (4 if node.op.dims == 2 else 2):
+                    raise RuntimeError(f"it reads {inputs[0].dim()} dimensions")
+                return meta._head(inputs[0], task) if node.op == meta.output else meta._compute(node, inputs)
+            except (RuntimeError, ValueError) as error:
+                found = " and ".join(str(list(value.shape[1:])) for value in inputs)
+                raise UnsupportedNetwork(
+                    f"layer {node.name!r} cannot read {found}, which samples of shape {list(shape)} become: {error}; "
+                    f"make the network fit the samples"
+                ) from error
+
+        logits, node = meta.graph.run(x, apply), self.graph.nodes[-1]
+        if logits.shape != (2, self.output.units):
+            raise UnsupportedNetwork(
+                f"the network ends with {node.name!r} of shape {list(logits.shape[1:])} for samples of shape "
+                f"{list(shape)}; its {self.output.units} logits must be all that is left: average the maps"
+            )
+
+
+def _key(name: str) -> str:
+    # torch keeps dots for the path between modules, and bare names such as "keys" for itself.
+    return f"/{name.replace('.', '/')}"
 
 
 def _buffer(name: str) -> str:
-    return f"owner_{name}"
-
-
-def _blank(layer: Layer, device: torch.device, dtype: torch.dtype) -> nn.Linear:
-    """The layer with every entry 0."""
-    # Made without memory, so that no global random state is spent on weights that nobody uses.
-    empty = nn.Linear(layer.inputs, layer.units, bias=layer.bias, device="meta", dtype=dtype)
-    blank = empty.to_empty(device=device).requires_grad_(False)
-    for parameter in blank.parameters():
-        parameter.zero_()
-    return blank
-
-
-def _read_layers(module: nn.Sequential) -> tuple[Layer, ...]:
-    if not isinstance(module, nn.Sequential):
-        raise UnsupportedNetwork(f"the network is a {type(module).__name__}; give a torch.nn.Sequential")
-    if type(module).forward is not nn.Sequential.forward:
-        raise UnsupportedNetwork(
-            f"{type(module).__name__} has a forward() of its own; give a plain torch.nn.Sequential"
-        )
-    _refuse_hooks("the network", module)
-    layers: list[Layer] = []
-    seen: dict[int, str] = {}
-    dtype: torch.dtype | None = None
-    # Duplicates are kept: one ReLU module may stand in many places.
-    children = [
-        (name, child) for name, child in module.named_modules(remove_duplicate=False) if name and "." not in name
-    ]
-    for place, (name, child) in enumerate(children):
-        where = f"layer {name!r} (place {place})"
-        if place % 2 == 0:
-            if type(child) is not nn.Linear:
-                raise UnsupportedNetwork(f"{where} is a {type(child).__name__} where a Linear belongs; {_SUPPORTED}")
-            layer = Layer(name, child.in_features, child.out_features, child.bias is not None)
-            _check_sizes(where, layer, layers[-1] if layers else None)
-            dtype = dtype or child.weight.dtype
-            for parameter in child.parameters():
-                if id(parameter) in seen:
-                    raise UnsupportedNetwork(f"{where} shares a weight with layer {seen[id(parameter)]!r}; untie them")
-                seen[id(parameter)] = name
-                _check_dtype(where, parameter.dtype, dtype)
-            layers.append(layer)
-        elif type(child) is not nn.ReLU:
-            raise UnsupportedNetwork(f"{where} is a {type(child).__name__} where a ReLU belongs; {_SUPPORTED}")
-        _refuse_hooks(where, child)
-    if len(layers) < 2:
-        raise UnsupportedNetwork(f"the network has {len(layers)} Linear layers; at least one hidden layer is needed")
-    if len(children) % 2 == 0:
-        raise UnsupportedNetwork(
-            f"the network ends with {children[-1][0]!r}, a ReLU; end it with the Linear of the logits"
-        )
-    return tuple(layers)
-
-
-def _check_sizes(where: str, layer: Layer, before: Layer | None) -> None:
-    if before is not None and layer.inputs != before.units:
-        raise UnsupportedNetwork(
-            f"{where} reads {layer.inputs} inputs, but {before.name!r} before it has {before.units} units; "
-            f"make them equal"
-        )
-    if layer.name in _RESERVED:
-        raise UnsupportedNetwork(f"{where} has a name that torch keeps for itself; give it another")
-    if layer.units < 1 or layer.inputs < 1:
-        raise UnsupportedNetwork(f"{where} has {layer.inputs} inputs and {layer.units} units")
-
-
-def _check_dtype(where: str, found: torch.dtype, first: torch.dtype) -> None:
-    if found not in (torch.float32, torch.float64):
-        raise UnsupportedNetwork(f"{where} is {found}; call .float() or .double() on the network")
-    if found != first:
-        raise UnsupportedNetwork(
-            f"{where} is {found}, but the first layer is {first}; call .float() or .double() on the network"
-        )
-
-
-def _refuse_hooks(where: str, module: nn.Module) -> None:
-    # Only sizes are taken over, so what a hook does to an answer would be lost without a word.
-    if module._forward_hooks or module._forward_pre_hooks:
-        raise UnsupportedNetwork(
-            f"{where} has a forward hook; remove it (one of torch.nn.utils.prune or weight_norm with their own remove "
-            f"functions)"
-        )
+    return f"owner_{name.replace('.', '/')}"

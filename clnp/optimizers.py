@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clnp.stack import Stack
 
-__all__ = ["Adam", "Optimizer", "Sgd", "select"]
+__all__ = ["Adam", "AdamW", "Optimizer", "Sgd", "select"]
 
 
 def select(update: Tensor, trainable: Tensor | None) -> Tensor:
@@ -105,6 +105,25 @@ class Adam(Optimizer):
         denominator = torch.sqrt(second, out=entry.scratch).add_(self.epsilon * correction)
         rate = entry.rate * (correction / (1 - beta1**self._steps))
         return torch.div(first, denominator, out=entry.scratch).mul_(rate)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay as :class:`torch.optim.AdamW` computes it, on the free weights alone.
+
+    Like L1, the decay spares biases and BatchNorms; what the open task may not change it does not reach.
+    """
+
+    def __init__(
+        self, stack: Stack, alpha: Mapping[str, Sequence[float]], rate: Sequence[float], *, weight_decay: float
+    ) -> None:
+        super().__init__(stack, alpha, rate)
+        self.weight_decay = weight_decay
+        # By the names of alpha, which has every layer's weight.
+        self._decayed = frozenset(alpha)
+
+    def _update(self, name: str, entry: _Entry, gradient: Tensor) -> Tensor:
+        update = super()._update(name, entry, gradient)
+        return update.addcmul_(entry.value, entry.rate, value=self.weight_decay) if name in self._decayed else update
 
 
 class Sgd(Optimizer):

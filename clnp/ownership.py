@@ -7,15 +7,20 @@ import torch
 from torch import Tensor
 
 from clnp.errors import Damaged, NothingToCommit
-from clnp.network import FREE, Layer, Network
+from clnp.graph import Group, Layer, Norm
+from clnp.network import FREE, Network
 
 __all__ = [
+    "NORM_ENTRIES",
+    "STATISTICS",
     "Claims",
     "WeightClasses",
     "active",
     "check_room",
     "entries",
+    "lives",
     "masked",
+    "norm_entries",
     "reads",
     "take_free",
     "trainable",
@@ -24,23 +29,23 @@ __all__ = [
 ]
 
 Claims = Mapping[str, Tensor]
-"""The units that the open task would claim: by hidden layer's name a bool ``[units]``, true on free units only."""
+"""The units that the open task would claim: by hidden group's name a bool ``[units]``, true on free units only."""
 
 
-def active(network: Network, layer: Layer, task: int | None = None) -> Tensor:
-    """The units of a hidden layer that some task (or one up to ``task``) owns: bool ``[units]``."""
-    owner = network.owner(layer)
+def active(network: Network, group: Group | str, task: int | None = None) -> Tensor:
+    """The units of a group that some task (or one up to ``task``) owns: bool ``[units]``."""
+    owner = network.owner(group)
     owned = owner != FREE
     return owned if task is None else owned & (owner <= task)
 
 
-def masked(network: Network, layer: Layer) -> bool:
-    """Whether a task reads only its own units of this hidden layer: the last one under a shared output layer."""
-    return network.head == "single" and layer == network.last
+def masked(network: Network, group: Group | str) -> bool:
+    """Whether the output layer reads only a task's own units of this group: it is shared, and reads this one."""
+    return network.head == "single" and network.last.name == (group if isinstance(group, str) else group.name)
 
 
 def check_room(network: Network) -> None:
-    """Refuse to go on where a task reads only its own units of the last hidden layer and none is free there.
+    """Refuse to go on where a task reads only its own units of the last hidden group and none is free there.
 
     Raises:
         NothingToCommit: It is so.
@@ -49,27 +54,37 @@ def check_room(network: Network) -> None:
     if masked(network, last) and bool(active(network, last).all()):
         raise NothingToCommit(
             f"no free unit left in {last.name}: all {last.units} are owned after {task} tasks, and with a single head "
-            f"task {task + 1} reads only new ones; widen the layer, prune harder (a larger α or margin) or give each "
-            f"task its own head"
+            f"task {task + 1} reads only new ones; let the layer grow, prune harder (a larger α or margin) or give "
+            f"each task its own head"
         )
 
 
 def reads(network: Network, layer: Layer, task: int, claims: Claims | None = None) -> Tensor:
-    """The units of a hidden layer that ``task``'s answer is computed from: bool ``[units]``.
+    """What ``layer`` reads to answer ``task``: bool ``[units]`` of its source, or all features of the network's input.
 
     A committed task reads the units that it and the tasks before it own. The open one (``task == network.task``) reads
-    these and, of the free ones, those in ``claims``, or all without ``claims``. In a masked layer each reads its own
-    only.
+    these and, of the free ones, those in ``claims``, or all without ``claims``. A shared output layer reads the task's
+    own alone.
     """
+    if layer.source is None:
+        return torch.ones(layer.inputs, dtype=torch.bool, device=network.device)
+    alone = network.head == "single" and layer == network.output
     if task < network.task:
-        return network.owner(layer) == task if masked(network, layer) else active(network, layer, task)
-    own = ~active(network, layer) if claims is None else claims[layer.name]
-    return own if masked(network, layer) else active(network, layer) | own
+        return network.owner(layer.source) == task if alone else active(network, layer.source, task)
+    own = ~active(network, layer.source) if claims is None else claims[layer.source]
+    return own if alone else active(network, layer.source) | own
+
+
+def lives(network: Network, group: Group | str, task: int, claims: Claims | None = None) -> Tensor:
+    """The units of a group that ``task``'s answer is computed from, by whichever layer: bool ``[units]``."""
+    name = group if isinstance(group, str) else group.name
+    units = [reads(network, layer, task, claims) for layer in network.graph.readers(name)]
+    return torch.stack(units).any(0)
 
 
 @dataclass(frozen=True, slots=True)
 class WeightClasses:
-    """The partition of a layer's weights, bool ``[units, inputs]`` each (Sec. 2.1)."""
+    """The partition of a layer's weights, bool ``[units, inputs]`` each (Sec. 2.1); of a convolution's by kernel."""
 
     active: Tensor
     free: Tensor
@@ -79,62 +94,84 @@ class WeightClasses:
 def weight_classes(network: Network, layer: Layer) -> WeightClasses:
     """Split a hidden layer's weights: into free units (free), from active and from free units into active ones.
 
-    The network's inputs always count as active, so the first layer has no interference weights.
+    The network's inputs always count as active, so a layer that reads them has no interference weights.
     """
-    into = active(network, layer).unsqueeze(1)
-    place = network.layers.index(layer)
-    if place == 0:
+    into = active(network, layer.group).unsqueeze(1)
+    if layer.source is None:
         source = torch.ones(1, layer.inputs, dtype=torch.bool, device=into.device)
     else:
-        source = active(network, network.layers[place - 1]).unsqueeze(0)
+        source = layer.columns(active(network, layer.source)).unsqueeze(0)
     return WeightClasses(into & source, (~into).expand(-1, layer.inputs), into & ~source)
 
 
-def entries(network: Network) -> dict[str, Tensor]:
-    """The weights and biases that the open task reads, by ``"<layer>.weight"`` and ``"<layer>.bias"``.
+NORM_ENTRIES = ("weight", "bias", "running_mean", "running_var")
+"""What a BatchNorm keeps for each channel; without affine, the last two."""
 
-    Weights are ``[units, inputs]``, biases ``[units]``, in the network's own memory. The output layer is the shared
-    one, or the open task's own.
+STATISTICS = NORM_ENTRIES[2:]
+"""What training moves without a gradient."""
+
+
+def entries(network: Network) -> dict[str, Tensor]:
+    """All that the open task's answer is computed with, by ``"<layer>.weight"``, ``"<norm>.running_mean"`` …
+
+    Weights are ``[units, inputs, *kernel]``, biases and what a BatchNorm keeps ``[units]``, in the network's own
+    memory. The output layer is the shared one, or the open task's own.
 
     Raises:
         KeyError: The open task's own output layer has not been placed.
     """
     found: dict[str, Tensor] = {}
     for layer in network.layers:
-        linear = network.linear(layer)
-        found[f"{layer.name}.weight"] = linear.weight.detach()
-        if layer.bias:
-            found[f"{layer.name}.bias"] = linear.bias.detach()
+        weights = network.weights(layer)
+        found[f"{layer.name}.weight"] = weights.weight.detach()
+        if weights.bias is not None:
+            found[f"{layer.name}.bias"] = weights.bias.detach()
+    for norm in network.norms:
+        found |= norm_entries(network, norm)
     return found
+
+
+def norm_entries(network: Network, norm: Norm) -> dict[str, Tensor]:
+    """What a BatchNorm keeps for each channel, ``[units]`` each, by ``"<norm>.weight"`` …, in the network's memory."""
+    module = network.norm(norm)
+    kept = {kind: getattr(module, kind) for kind in NORM_ENTRIES}
+    return {f"{norm.name}.{kind}": value.detach() for kind, value in kept.items() if value is not None}
 
 
 def trainable(network: Network) -> dict[str, Tensor]:
     """Which entries the open task may change, named as by :func:`entries`: bool, broadcastable.
 
-    Hidden layers: the rows of free units. A task's own output layer: all of it. A shared one: the columns of free units
-    of the last hidden layer, and the bias in the first task only.
+    Hidden layers: the rows of free units; BatchNorms: scale, shift and statistics of free channels. A task's own output
+    layer: all of it. A shared one: the columns of free units of the last hidden group, and the bias in the first task
+    only.
     """
     masks: dict[str, Tensor] = {}
-    for layer in network.hidden:
-        free = ~active(network, layer)
-        masks[f"{layer.name}.weight"] = free.unsqueeze(1)
-        if layer.bias:
-            masks[f"{layer.name}.bias"] = free
     output = network.output
-    own = network.head == "multi"
-    columns = ~active(network, network.last)
-    masks[f"{output.name}.weight"] = (torch.ones_like(columns) if own else columns).unsqueeze(0)
-    if output.bias:
-        masks[f"{output.name}.bias"] = torch.tensor([own or network.task == 0], device=network.device)
+    for layer in network.layers:
+        ones = [1] * len(layer.kernel)
+        if layer != output:
+            free = ~active(network, layer.group)
+            masks[f"{layer.name}.weight"] = free.view(-1, 1, *ones)
+            if layer.bias:
+                masks[f"{layer.name}.bias"] = free
+            continue
+        own = network.head == "multi"
+        columns = layer.columns(~active(network, network.last))
+        masks[f"{layer.name}.weight"] = (torch.ones_like(columns) if own else columns).view(1, -1, *ones)
+        if layer.bias:
+            masks[f"{layer.name}.bias"] = torch.tensor([own or network.task == 0], device=network.device)
+    for norm in network.norms:
+        free = ~active(network, norm.group)
+        masks |= dict.fromkeys(norm_entries(network, norm), free)
     return masks
 
 
 def take_free(network: Network, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Of ``values``, shaped and named as :func:`entries`, what the open task may change, compact and in new memory.
 
-    Hidden layers: the rows of free units, ``[free, inputs]`` and ``[free]``. A shared output layer: the columns of free
-    units, ``[classes, free]``, and in the first task the bias. A task's own: whole. An entry of which nothing may
-    change is left out.
+    Hidden layers and BatchNorms: the rows of free units, ``[free, inputs, *kernel]`` and ``[free]``. A shared output
+    layer: the columns of free units, ``[classes, free]``, and in the first task the bias. A task's own: whole. An entry
+    of which nothing may change is left out.
     """
     free: dict[str, Tensor] = {}
     for name, mask in trainable(network).items():

@@ -1,21 +1,42 @@
-"""A task's sub-network: the narrow dense network that its answer is computed by, cut out of the wide one."""
+"""A task's sub-network: the narrow network that its answer is computed by, cut out of the wide one."""
 
-from torch import Tensor, nn
+from operator import add
 
+from torch import Tensor, fx, nn
+
+from clnp.graph import Add, Layer, Node, Norm
 from clnp.network import Network
-from clnp.ownership import Claims, reads
+from clnp.ownership import NORM_ENTRIES, Claims, lives, reads
 
-__all__ = ["check_committed", "cut", "subnetwork"]
+__all__ = ["Select", "check_committed", "cut", "subnetwork"]
 
 
-def cut(network: Network, task: int, claims: Claims | None = None) -> nn.Sequential:
-    """A plain ``nn.Sequential`` of Linear and ReLU with the units that ``task`` reads, and no other.
+class Select(nn.Module):
+    """Some features of a sample: ``[n, features, …]`` to ``[n, len(index), …]``.
+
+    What a shared output layer reads where earlier tasks' units of the same group are computed too: in a residual
+    network, whose other layers read them.
+    """
+
+    index: Tensor
+
+    def __init__(self, index: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("index", index)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.index_select(1, self.index)
+
+
+def cut(network: Network, task: int, claims: Claims | None = None) -> nn.Sequential | fx.GraphModule:
+    """A plain torch module with the units that ``task`` is computed from, and no other.
 
     ::
 
-        x [batch, inputs] → Linear(inputs, read 1) → ReLU → … → Linear(read n, classes) → logits [batch, classes]
+        x [batch, *shape] → layer(inputs, read 1) → … → layer(read n, classes) → … → logits [batch, classes]
 
-    Its weights are copies. Nothing of other units enters it, whatever they hold (Sec. 2.1: the narrower network
+    A ``nn.Sequential`` of the network's layer kinds, or, where it has additions, a :class:`torch.fx.GraphModule` of
+    them. Its weights are copies. Nothing of other units enters it, whatever they hold (Sec. 2.1: the narrower network
     embedded in the original structure).
 
     Args:
@@ -25,23 +46,23 @@ def cut(network: Network, task: int, claims: Claims | None = None) -> nn.Sequent
 
     Raises:
         IndexError: ``task`` is neither committed nor open.
-        ValueError: The task would read no unit of some hidden layer.
+        ValueError: The task would read no unit of some hidden group.
     """
     if not 0 <= task <= network.task:
         raise IndexError(f"task {task} is neither committed nor open; the network has {network.task} committed tasks")
-    modules: list[nn.Module] = []
-    source: Tensor | None = None
-    for layer in network.hidden:
-        units = reads(network, layer, task, claims).nonzero().squeeze(1)
-        if len(units) == 0:
-            raise ValueError(f"task {task} would read no unit of {layer.name}; it needs at least one")
-        modules += [_narrow(network.linear(layer), units, source), nn.ReLU()]
-        source = units
-    modules.append(_narrow(network.linear(network.output, task), None, source))
-    return nn.Sequential(*modules).eval()
+    units: dict[str | None, Tensor] = {}
+    for group in network.groups:
+        found = lives(network, group, task, claims)
+        if not found.any():
+            raise ValueError(f"task {task} would read no unit of {group.name}; it needs at least one")
+        units[group.name] = found
+    modules: list[list[nn.Module]] = [_modules(network, node, task, claims, units) for node in network.graph.nodes]
+    if network.graph.chain:
+        return nn.Sequential(*(module for step in modules for module in step)).eval()
+    return _wired(network, modules)
 
 
-def subnetwork(network: Network, task: int) -> nn.Sequential:
+def subnetwork(network: Network, task: int) -> nn.Sequential | fx.GraphModule:
     """The sub-network of a committed task, see :func:`cut`.
 
     Raises:
@@ -61,14 +82,62 @@ def check_committed(network: Network, task: int) -> None:
         raise IndexError(f"task {task} is not committed; the network has {network.task} committed tasks")
 
 
-def _narrow(wide: nn.Linear, rows: Tensor | None, columns: Tensor | None) -> nn.Linear:
-    """A Linear of its own with some rows and columns of ``wide``; None takes all."""
+def _modules(
+    network: Network, node: Node, task: int, claims: Claims | None, units: dict[str | None, Tensor]
+) -> list[nn.Module]:
+    """What a node becomes: one module, two where it reads fewer units than are there, none for an addition."""
+    op = node.op
+    if isinstance(op, Add):
+        return []
+    if isinstance(op, Norm):
+        return [_narrow_norm(network, op, units[op.group])]
+    if not isinstance(op, Layer):
+        return [op.module()]
+    rows = None if op == network.output else units[op.group].nonzero().squeeze(1)
+    if op.source is None:
+        return [_narrow(network, op, task, rows, None)]
+    read = reads(network, op, task, claims)
+    narrow = _narrow(network, op, task, rows, op.columns(read).nonzero().squeeze(1))
+    if network.graph.chain or bool((read == units[op.source]).all()):
+        return [narrow]
+    there = op.columns(units[op.source])
+    return [Select(op.columns(read)[there].nonzero().squeeze(1)), narrow]
+
+
+def _wired(network: Network, modules: list[list[nn.Module]]) -> fx.GraphModule:
+    graph, root = fx.Graph(), nn.Module()
+    made = {-1: graph.placeholder("x")}
+    for place, (node, step) in enumerate(zip(network.graph.nodes, modules, strict=True)):
+        value = made[node.inputs[0]]
+        if not step:
+            value = graph.call_function(add, (value, made[node.inputs[1]]))
+        for number, module in enumerate(step):
+            name = f"{node.name.replace('.', '_')}_{place}" + (f"_{number}" if len(step) > 1 else "")
+            root.add_module(name, module)
+            value = graph.call_module(name, (value,))
+        made[place] = value
+    graph.output(made[len(modules) - 1])
+    return fx.GraphModule(root, graph).eval()
+
+
+def _narrow(network: Network, layer: Layer, task: int, rows: Tensor | None, columns: Tensor | None) -> nn.Module:
+    """A layer of its own with some rows and columns of the wide one; None takes all."""
+    wide = network.weights(layer, task)
     weight = wide.weight if rows is None else wide.weight.index_select(0, rows)
     weight = weight.clone() if columns is None else weight.index_select(1, columns)
     # On the meta device nothing is drawn or allocated: a scan cuts hundreds of these.
-    narrow = nn.Linear(weight.shape[1], weight.shape[0], bias=wide.bias is not None, device="meta")
+    narrow = layer.module(weight.shape[1], weight.shape[0], weight.dtype)
     narrow.weight = nn.Parameter(weight, requires_grad=False)
     if wide.bias is not None:
         bias = wide.bias.clone() if rows is None else wide.bias.index_select(0, rows)
         narrow.bias = nn.Parameter(bias, requires_grad=False)
+    return narrow
+
+
+def _narrow_norm(network: Network, norm: Norm, units: Tensor) -> nn.Module:
+    wide = network.norm(norm)
+    narrow = norm.blank(int(units.sum()), network.device, network.dtype)
+    for kind in NORM_ENTRIES:
+        if (value := getattr(wide, kind)) is not None:
+            getattr(narrow, kind).copy_(value[units])
     return narrow

@@ -40,17 +40,17 @@ def claims_at(network: Network, activity: Mapping[str, Tensor], theta: float | N
 
     Args:
         network: With its open task trained.
-        activity: By hidden layer's name: float64 ``[units]`` on the CPU, see :func:`clnp.activity.mean_activity`.
+        activity: By hidden group's name: float64 ``[units]`` on the CPU, see :func:`clnp.activity.mean_activity`.
         theta: The threshold; None claims every free unit.
 
     Returns:
-        By hidden layer's name: bool ``[units]`` on the network's device.
+        By hidden group's name: bool ``[units]`` on the network's device.
     """
     claims = {}
-    for layer in network.hidden:
-        free = ~active(network, layer)
-        over = free if theta is None else (activity[layer.name] > theta).to(network.device)
-        claims[layer.name] = free & over
+    for group in network.groups:
+        free = ~active(network, group)
+        over = free if theta is None else (activity[group.name] > theta).to(network.device)
+        claims[group.name] = free & over
     return claims
 
 
@@ -66,11 +66,11 @@ def thresholds(network: Network, activity: Mapping[str, Tensor]) -> list[float |
     check_room(network)
     bound = math.inf
     values = {0.0}
-    for layer in network.hidden:
-        owned = active(network, layer).cpu()
-        means: list[float] = activity[layer.name][~owned].tolist()
+    for group in network.groups:
+        owned = active(network, group).cpu()
+        means: list[float] = activity[group.name][~owned].tolist()
         values.update(means)
-        if masked(network, layer) or not owned.any():
+        if masked(network, group) or not owned.any():
             bound = min(bound, max(means))
     return [None, *(value for value in sorted(values) if value < bound)]
 
@@ -80,7 +80,7 @@ def curve(network: Network, activity: Mapping[str, Tensor], split: Split) -> lis
 
     Args:
         network: With its open task trained.
-        activity: Mean activity over the *training* split, float64 ``[units]`` by hidden layer's name.
+        activity: Mean activity over the *training* split, float64 ``[units]`` by hidden group's name.
         split: The validation split.
     """
     return [_score(network, activity, theta, split) for theta in thresholds(network, activity)]
@@ -101,7 +101,7 @@ def staircase(network: Network, activity: Mapping[str, Tensor], split: Split) ->
 
     Args:
         network: With its open task trained.
-        activity: Mean activity over the *training* split, float64 ``[units]`` by hidden layer's name.
+        activity: Mean activity over the *training* split, float64 ``[units]`` by hidden group's name.
         split: The validation split.
 
     Raises:
@@ -139,9 +139,10 @@ def staircase(network: Network, activity: Mapping[str, Tensor], split: Split) ->
 
 def _score(network: Network, activity: Mapping[str, Tensor], theta: float | None, split: Split) -> Point:
     claims = claims_at(network, activity, theta)
-    claimed = tuple(int(claims[layer.name].sum()) for layer in network.hidden)
-    owned = (int(active(network, layer).sum()) for layer in network.hidden)
-    free = sum(
-        (layer.units - old - new) * layer.inputs for layer, old, new in zip(network.hidden, owned, claimed, strict=True)
-    )
+    claimed = tuple(int(claims[group.name].sum()) for group in network.groups)
+    left = {
+        group.name: group.units - int(active(network, group).sum()) - new
+        for group, new in zip(network.groups, claimed, strict=True)
+    }
+    free = sum(left[layer.group] * layer.fan_in for layer in network.layers[:-1])
     return Point(theta, count_correct(cut(network, network.task, claims), split), claimed, free)

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from clnp.network import Network
-from clnp.optimizers import Adam, Optimizer, Sgd
+from clnp.optimizers import Adam, AdamW, Optimizer, Sgd
 from clnp.ownership import check_room, entries, take_free, trainable
 from clnp.seeding import generator
 from clnp.stack import Stack
 from clnp.tasks.task import Split
 
-__all__ = ["Member", "Settings", "Trained", "open_task", "train"]
+__all__ = ["Member", "Settings", "Trained", "check_batches", "open_task", "train"]
 
 _SAMPLES = 1024
 """Validation samples scored at once; enough to keep a GPU busy, few enough to stay in a CPU's cache."""
@@ -51,8 +51,9 @@ class Settings:
     Attributes:
         epochs: Passes over the training set.
         batch_size: Samples a step; the last batch of an epoch may be shorter.
-        optimizer: ``"adam"`` or ``"sgd"``.
+        optimizer: ``"adam"``, ``"adamw"`` or ``"sgd"``.
         momentum: Of SGD.
+        weight_decay: Of AdamW: decoupled, and on free weights only.
         early_stopping: Keep a member's first best validation epoch, whole, instead of its last.
         patience: With early stopping, how many epochs a member may go without a better one before it ends.
 
@@ -62,8 +63,9 @@ class Settings:
 
     epochs: int
     batch_size: int
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     momentum: float = 0.0
+    weight_decay: float = 0.0
     early_stopping: bool = False
     patience: int | None = None
 
@@ -71,13 +73,19 @@ class Settings:
         for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size), ("patience", self.patience)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
-        if self.optimizer not in ("adam", "sgd"):
-            raise ValueError(f'optimizer is {self.optimizer!r}; it can be "adam" or "sgd"')
+        if self.optimizer not in ("adam", "adamw", "sgd"):
+            raise ValueError(f'optimizer is {self.optimizer!r}; it can be "adam", "adamw" or "sgd"')
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum is {self.momentum}; it must be at least 0 and below 1")
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(
                 f'momentum is {self.momentum}, but {self.optimizer} has none; use optimizer "sgd" or drop it'
+            )
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay is {self.weight_decay}; it must be finite and at least 0")
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ValueError(
+                f'weight_decay is {self.weight_decay}, but {self.optimizer} has none; use optimizer "adamw" or drop it'
             )
         if self.patience is not None and not self.early_stopping:
             raise ValueError(f"patience is {self.patience} without early_stopping; turn early_stopping on or drop it")
@@ -103,8 +111,9 @@ class Trained:
 def open_task(network: Network, *, seed: int) -> Network:
     """A copy with the next task's head placed and every free entry drawn anew (Alg. 1, "Re-initialize W_free").
 
-    Entries are drawn as :class:`torch.nn.Linear` draws them, U(−1/√inputs, 1/√inputs) with the full number of inputs,
-    a whole layer at a time: what a free entry becomes depends on seed, task and layer, not on what else is free.
+    Entries are drawn as :class:`torch.nn.Linear` and :class:`torch.nn.Conv2d` draw them, U(−1/√n, 1/√n) with n the full
+    number of inputs of a unit, a whole layer at a time: what a free entry becomes depends on seed, task and layer, not
+    on what else is free. A free channel's BatchNorm begins anew: scale and variance 1, shift and mean 0.
 
     Raises:
         NothingToCommit: The output layer is shared and the last hidden layer has no free unit left.
@@ -116,13 +125,30 @@ def open_task(network: Network, *, seed: int) -> Network:
     masks, values = trainable(opened), entries(opened)
     for layer in opened.layers:
         source = generator(seed, "init", task, layer.name)
-        bound = 1 / math.sqrt(layer.inputs)
+        bound = 1 / math.sqrt(layer.fan_in)
         for name in (f"{layer.name}.weight", f"{layer.name}.bias"):
             if name in values:
                 value = values[name]
                 drawn = torch.empty(value.shape).uniform_(-bound, bound, generator=source).to(value)
                 value.copy_(torch.where(masks[name], drawn, value))
+    for norm in opened.norms:
+        for kind, start in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            if (name := f"{norm.name}.{kind}") in values:
+                values[name].masked_fill_(masks[name], start)
     return opened
+
+
+def check_batches(network: Network, samples: int, batch_size: int) -> None:
+    """Refuse an epoch that ends with a batch of one sample, where a BatchNorm would find no variance.
+
+    Raises:
+        ValueError: It would.
+    """
+    if network.norms and (samples % batch_size == 1 or batch_size == 1):
+        raise ValueError(
+            f"of {samples} training samples in batches of {batch_size} the last batch holds 1, of which the BatchNorm "
+            f"{network.norms[0].name!r} has no variance; give another batch_size"
+        )
 
 
 def train(
@@ -142,7 +168,7 @@ def train(
 
     Args:
         network: An opened network, see :func:`open_task`. It is not changed.
-        train: The training split; ``x`` is ``[n, inputs]``.
+        train: The training split; ``x`` is ``[n, *shape]``.
         validation: The validation split, scored after every epoch.
         members: One a cell of the stack.
         settings: How they are trained.
@@ -154,18 +180,22 @@ def train(
         One result a member, in order. The tensors are on the network's device.
 
     Raises:
-        ValueError: No member, an α for other than every layer, an empty split, one that does not fit the network, or a
-            multi-head network without the open task's head.
+        ValueError: No member, an α for other than every layer, an empty split, one that does not fit the network, a
+            multi-head network without the open task's head, or a batch of one sample for a BatchNorm.
+        UnsupportedNetwork: The network cannot answer samples of this shape.
     """
     _check(network, members, train, validation)
+    check_batches(network, len(train), settings.batch_size)
     train, validation = (s.to(network.device, network.dtype) for s in (train, validation))
     stack = Stack(network, len(members))
     optimizer = _optimizer(network, stack, members, settings)
     order = generator(seed, "order", network.task)
+    noise = torch.Generator(network.device)
+    noise.manual_seed(generator(seed, "dropout", network.task).initial_seed())
     courses = [_Course(settings) for _ in members]
     for epoch in range(1, settings.epochs + 1):
         permutation = torch.randperm(len(train), generator=order).to(network.device)
-        loss = _pass(stack, optimizer, train, torch.split(permutation, settings.batch_size))
+        loss = _pass(stack, optimizer, train, torch.split(permutation, settings.batch_size), noise)
         correct, finite = _score(stack, validation)
         # The one place of an epoch where the host waits for the device.
         counts, whole = torch.stack([correct, (finite & loss.isfinite() & stack.finite()).long()]).tolist()
@@ -210,14 +240,16 @@ class _Course:
         return better
 
 
-def _pass(stack: Stack, optimizer: Optimizer, train: Split, batches: Sequence[Tensor]) -> Tensor:
+def _pass(
+    stack: Stack, optimizer: Optimizer, train: Split, batches: Sequence[Tensor], noise: torch.Generator
+) -> Tensor:
     """One epoch; the sum of each member's losses, ``[members]``, which is not finite if one of them was not."""
     total = torch.zeros(stack.members, dtype=train.x.dtype, device=train.x.device)
     names, parameters = list(stack.parameters), list(stack.parameters.values())
     ones = torch.ones_like(total)
     for batch in batches:
         with torch.enable_grad():
-            logits = stack.forward(train.x[batch]).transpose(1, 2)
+            logits = stack.forward(train.x[batch], noise).transpose(1, 2)
             target = train.y[batch].expand(stack.members, -1)
             loss = functional.cross_entropy(logits, target, reduction="none").mean(1)
         # A member's loss reaches its own entries alone, so one pass gives every member its own gradient.
@@ -244,6 +276,8 @@ def _optimizer(network: Network, stack: Stack, members: Sequence[Member], settin
     rate = [member.learning_rate for member in members]
     if settings.optimizer == "adam":
         return Adam(stack, alpha, rate)
+    if settings.optimizer == "adamw":
+        return AdamW(stack, alpha, rate, weight_decay=settings.weight_decay)
     return Sgd(stack, alpha, rate, momentum=settings.momentum)
 
 
@@ -256,13 +290,13 @@ def _check(network: Network, members: Sequence[Member], train: Split, validation
         if len(member.alpha) != len(network.layers):
             names = ", ".join(layer.name for layer in network.layers)
             raise ValueError(f"alpha is {member.alpha}, but the layers are {names}; give one α for each")
-    inputs, classes = network.layers[0].inputs, network.output.units
+    classes = network.output.units
     for name, split in (("training", train), ("validation", validation)):
-        if split.x.shape != (len(split), inputs) or not len(split):
+        if len(split) == 0 or len(split.x) != len(split):
             raise ValueError(
-                f"the {name} split has x of shape {tuple(split.x.shape)} and {len(split)} classes y; the network reads "
-                f"[n, {inputs}] with n at least 1"
+                f"the {name} split has {len(split.x)} samples x and {len(split)} classes y; give as many, at least 1"
             )
         low, high = int(split.y.min()), int(split.y.max())
         if low < 0 or high >= classes:
             raise ValueError(f"the {name} split has classes {low} to {high}; the output layer has 0 to {classes - 1}")
+        network.check_shape(split.x.shape[1:])

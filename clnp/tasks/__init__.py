@@ -3,12 +3,15 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from clnp.tasks.sizes import DATASETS, Sizes, dataset_sizes, validation_count
+from clnp.tasks.sizes import DATASETS, Sizes, class_counts, dataset_sizes, split_sizes, validation_count
 
 if TYPE_CHECKING:
     from clnp.tasks.base import dataset_sha256
+    from clnp.tasks.own import from_function
     from clnp.tasks.permutations import permuted
+    from clnp.tasks.splits import split
     from clnp.tasks.task import Sequence, Split, Task
+    from clnp.tasks.transform import Transform
     from clnp.tasks.vision import download
 
 __all__ = [
@@ -17,10 +20,15 @@ __all__ = [
     "Sizes",
     "Split",
     "Task",
+    "Transform",
+    "class_counts",
     "dataset_sha256",
     "dataset_sizes",
     "download",
+    "from_function",
     "permuted",
+    "split",
+    "split_sizes",
     "validation_count",
 ]
 
@@ -28,9 +36,12 @@ _LATER = {
     "Sequence": "task",
     "Split": "task",
     "Task": "task",
+    "Transform": "transform",
     "dataset_sha256": "base",
     "download": "vision",
+    "from_function": "own",
     "permuted": "permutations",
+    "split": "splits",
 }
 
 

@@ -10,16 +10,15 @@ from torch import Tensor
 from clnp.tasks import digits, vision
 from clnp.tasks.sizes import dataset_sizes
 
-__all__ = ["Samples", "dataset_sha256", "read_samples"]
+__all__ = ["Samples", "dataset_sha256", "largest_value", "read_samples"]
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Bytes uint8 ``[n, inputs]`` from 0 to ``scale``, and classes int64 ``[n]``."""
+    """Bytes uint8 ``[n, inputs]`` from 0 to the :func:`largest_value`, and classes int64 ``[n]``."""
 
     x: Tensor
     y: Tensor
-    scale: float
 
 
 def read_samples(dataset: str, data_dir: str | None = None, *, test: bool) -> Samples:
@@ -29,6 +28,11 @@ def read_samples(dataset: str, data_dir: str | None = None, *, test: bool) -> Sa
         DataUnavailable: The data set is unknown, absent, or not the known one.
     """
     return _samples(dataset, _folder(dataset, data_dir), test)
+
+
+def largest_value(dataset: str) -> float:
+    """The largest value that a pixel can have: 255, or 16 for the digits."""
+    return 255.0 if dataset in vision.VISION else 16.0
 
 
 def dataset_sha256(dataset: str, data_dir: str | None = None) -> str:
@@ -48,11 +52,11 @@ def _folder(dataset: str, data_dir: str | None) -> Path | None:
 @cache
 def _samples(dataset: str, folder: Path | None, test: bool) -> Samples:
     if folder is not None:
-        return Samples(*vision.read_images(dataset, folder, test=test), scale=255.0)
+        return Samples(*vision.read_images(dataset, folder, test=test))
     images, labels = digits.read_digits()
     train = dataset_sizes(dataset).train  # the samples after these, the last 297, are the test split
     part = slice(train, None) if test else slice(train)
-    return Samples(images[part], labels[part], scale=16.0)
+    return Samples(images[part], labels[part])
 
 
 @cache

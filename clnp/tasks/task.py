@@ -6,12 +6,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from clnp.tasks.transform import Transform
+
 __all__ = ["Sequence", "Split", "Task"]
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Samples ``x`` (float32 ``[n, inputs]``) and their classes ``y`` (int64 ``[n]``)."""
+    """Samples ``x`` (float32 ``[n, *shape]``) and their classes ``y`` (int64 ``[n]``)."""
 
     x: Tensor
     y: Tensor
@@ -43,16 +45,20 @@ class Sequence(Protocol):
 
     Attributes:
         count: How many tasks there are.
-        inputs: Features of a sample.
+        shape: Of one sample: ``(features,)``, or ``(channels, height, width)`` for images.
         classes: Classes of every task.
     """
 
     count: int
-    inputs: int
+    shape: tuple[int, ...]
     classes: int
 
     def task(self, index: int) -> Task: ...
 
     def sha256(self, index: int) -> str:
         """A hash over the samples, the splits and the transform of a task."""
+        ...
+
+    def transform(self, index: int) -> Transform:
+        """What the raw samples of a task go through before they are its ``x``."""
         ...

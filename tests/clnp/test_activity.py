@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from clnp.activity import mean_activity
 from clnp.errors import Diverged
@@ -14,8 +15,8 @@ def test_the_mean_over_every_sample(make_network, head, samples):
     x = torch.randn(samples, 5)
     activity = mean_activity(network, x)
     h = x.double()
-    for layer in network.hidden:
-        linear = network.linear(layer)
+    for layer in network.layers[:-1]:
+        linear = network.weights(layer)
         h = torch.relu(h @ linear.weight.double().T + linear.bias.double())
         assert activity[layer.name].dtype == torch.float64
         assert activity[layer.name].device.type == "cpu"
@@ -25,8 +26,8 @@ def test_the_mean_over_every_sample(make_network, head, samples):
 def test_sums_are_taken_in_float64(make_network):
     """One large sample among many small ones: a float32 sum would lose all of them."""
     network = make_network((1,), inputs=1)
-    network.linear(network.last).weight.fill_(1.0)
-    network.linear(network.last).bias.fill_(0.0)
+    network.weights(network.layers[-2]).weight.fill_(1.0)
+    network.weights(network.layers[-2]).bias.fill_(0.0)
     x = torch.full((900, 1), 0.01)
     x[0] = 1e6
     expected = x.double().mean().item()
@@ -58,9 +59,75 @@ def test_no_sample_has_no_mean(make_network):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_diverged_network_is_named(make_network, value):
     network = make_network()
-    network.linear(network.hidden[0]).bias[2] = value
+    network.weights(network.layers[0]).bias[2] = value
     with pytest.raises(Diverged, match=r"unit 2 of 0 .* diverged"):
         mean_activity(network, torch.randn(4, 5))
+
+
+CHAINS = ("dense", "flattened", "averaged")
+
+
+@pytest.mark.parametrize("kind", CHAINS)
+@pytest.mark.parametrize("seed", range(6))
+def test_a_chain_by_its_own_modules(make_any, make_module, kind, seed):
+    """Facts: mean of the absolute output after the activation and before pooling, over positions too, dropout off."""
+    network, shape = make_any(kind, seed, committed=1)
+    module = make_module(kind, seed)[0].eval()
+    for layer in network.layers:
+        module.get_submodule(layer.name).load_state_dict(network.weights(layer).state_dict())
+    for norm in network.norms:
+        module.get_submodule(norm.name).load_state_dict(network.norm(norm).state_dict())
+    x, activity = torch.randn(40, *shape), None
+    activity, value, group = mean_activity(network, x), x, None
+    expected = {}
+    with torch.no_grad():
+        for child in module.double():
+            value = child(value.double())
+            if isinstance(child, nn.Linear | nn.Conv2d):
+                group = next(layer.group for layer in network.layers if module.get_submodule(layer.name) is child)
+            moved = isinstance(child, nn.MaxPool2d | nn.AvgPool2d | nn.AdaptiveAvgPool2d | nn.Flatten | nn.Dropout)
+            if group is not None and not moved:
+                each = value.abs() if value.dim() == 4 else value.abs().reshape(40, -1, 1, 1)
+                units = {g.name: g.units for g in network.groups}.get(group)
+                if units is not None:
+                    expected[group] = each.reshape(40, units, -1).mean((0, 2))
+    assert activity.keys() == expected.keys()
+    for name, mean in activity.items():
+        torch.testing.assert_close(mean, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_units_that_an_addition_ties_have_the_largest_of_their_means(make_any, make_module):
+    """Facts: a tied group's activity is the largest over its taps, each where a layer reads it."""
+    network, shape = make_any("after", 4, committed=1)
+    module = make_module("after", 4)[0].eval()
+    for entry in (*network.layers, *network.norms):
+        own = network.weights(entry) if entry in network.layers else network.norm(entry)
+        module.get_submodule(entry.name).load_state_dict(own.state_dict())
+    x, seen = torch.randn(30, *shape), {}
+    with torch.no_grad():
+        first = torch.relu(module.norm(module.stem(x)))
+        second = torch.relu(module.norm2(module.conv2(torch.relu(module.norm1(module.conv1(first))))) + first)
+        third = nn.functional.silu(module.conv3(second))
+        last = torch.relu(module.conv4(third) + module.down(second))
+    seen["stem"] = torch.maximum(first.abs().mean((0, 2, 3)), second.abs().mean((0, 2, 3)))
+    seen["conv3"] = third.abs().mean((0, 2, 3))
+    seen["conv4"] = last.abs().mean((0, 2, 3))
+    activity = mean_activity(network, x)
+    assert set(activity) == {"stem", "conv1", "conv3", "conv4"}
+    for name, mean in seen.items():
+        torch.testing.assert_close(activity[name], mean.double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["flattened", "averaged", "before", "torchvision"])
+def test_activity_never_touches_statistics(make_any, kind):
+    """Dropout off, and no BatchNorm moves, whatever mode the network was put in."""
+    network, shape = make_any(kind, 1, committed=1)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    x = torch.randn(10, *shape)
+    first = mean_activity(network, x)
+    again = mean_activity(network, x)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 @pytest.mark.gpu

@@ -11,7 +11,7 @@ from clnp.commit import added, commit, fingerprint, restore
 from clnp.errors import Damaged, NothingToCommit
 from clnp.evaluation import full_width_agrees, logits
 from clnp.network import FREE, Network
-from clnp.ownership import active, reads, weight_classes
+from clnp.ownership import NORM_ENTRIES, active, lives, norm_entries, reads, weight_classes
 from clnp.subnetwork import subnetwork
 from clnp.tensors import decode, encode
 
@@ -59,14 +59,13 @@ sequences = st.fixed_dictionaries(
 def test_a_commit_severs_every_interference_weight(make_network, sequence):
     """Promise 1, Sec. 2.1: all of W^int is exactly 0, and nothing else was cut."""
     network = make_network(**sequence)
-    for layer in network.hidden:
+    for layer in network.layers[:-1]:
         classes = weight_classes(network, layer)
-        weight = network.linear(layer).weight
+        weight = network.weights(layer).weight
         assert not weight[classes.interference].any()
         # Of the active weights only those from units that came later than the unit they go into have been cut.
-        place = network.layers.index(layer)
-        if place:
-            into, source = network.owner(layer).unsqueeze(1), network.owner(network.layers[place - 1]).unsqueeze(0)
+        if layer.source is not None:
+            into, source = network.owner(layer.group).unsqueeze(1), network.owner(layer.source).unsqueeze(0)
             assert bool((weight != 0)[classes.active & (source <= into)].all())
             # The definition once more, since sever() goes by the weight classes itself.
             assert not weight[(into != FREE) & ((source == FREE) | (source > into))].any()
@@ -74,12 +73,12 @@ def test_a_commit_severs_every_interference_weight(make_network, sequence):
             assert bool((weight != 0).all())
     if network.head == "multi":
         for task in range(network.task):
-            head = network.linear(network.output, task).weight
-            read = reads(network, network.last, task)
+            head = network.weights(network.output, task).weight
+            read = reads(network, network.output, task)
             assert not head[:, ~read].any()
             assert bool((head[:, read] != 0).all())
     else:
-        assert bool((network.linear(network.output).weight != 0).all())
+        assert bool((network.weights(network.output).weight != 0).all())
 
 
 @settings(max_examples=30)
@@ -89,16 +88,16 @@ def test_a_commit_gives_the_task_its_units_and_changes_no_other_entry(make_netwo
     task = network.task
     claims = claim_some(network, torch.Generator().manual_seed(sequence["seed"]), 0.2)
     before = state(network)
-    assume(all(bool(reads(network, layer, task, claims).any()) for layer in network.hidden))  # Else refused, see below.
+    assume(all(bool(reads(network, layer, task, claims).any()) for layer in network.layers))  # Else refused, see below.
     commit(network, claims)
     assert network.task == task + 1
-    for layer in network.hidden:
+    for layer in network.groups:
         owner = before[f"owner_{layer.name}"]
         assert torch.equal(network.owner(layer), torch.where(claims[layer.name], task, owner))
     for name, parameter in network.named_parameters():
         changed = parameter != before[name]
         assert not parameter[changed].any()
-        deeper = {f"dense.{layer.name}.weight": layer.name for layer in network.hidden[1:]}
+        deeper = {f"parts./{group.name}.weight": group.name for group in network.groups[1:]}
         if name in deeper:
             assert not changed[~claims[deeper[name]]].any()
         else:
@@ -133,17 +132,17 @@ def severed(network, task, name, place):
         return False
     if kind == "heads":
         return int(key) == task
-    layer = next(layer for layer in network.layers if layer.name == key)
-    return layer in network.hidden and bool(reads(network, layer, task)[place // layer.inputs])
+    layer = next(layer for layer in network.layers if f"/{layer.name}" == key)
+    return layer != network.output and bool(lives(network, layer.group, task)[place // layer.inputs])
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_every_bit_of_one_entry(make_network, head):
     network = make_network(head=head, committed=1)
     expected = fingerprint(network, 0)
-    layer = network.last
-    row, column = (int((network.owner(place) == 0).nonzero()[0]) for place in (layer, network.hidden[0]))
-    weight = network.linear(layer).weight
+    layer = network.layers[-2]
+    row, column = (int((network.owner(place) == 0).nonzero()[0]) for place in (layer.group, layer.source))
+    weight = network.weights(layer).weight
     for bit in range(32):
         flip(weight, row * layer.inputs + column, bit)
         assert fingerprint(network, 0) != expected
@@ -157,18 +156,18 @@ def test_one_severed_entry_that_is_not_zero(make_network, head, value):
     network = make_network(head=head, committed=2)
     expected = [fingerprint(network, task) for task in range(2)]
     row = int((network.owner(network.last) == 0).nonzero()[0])
-    column = int((network.owner(network.hidden[0]) == FREE).nonzero()[0])
-    network.linear(network.last).weight[row, column] = value
+    column = int((network.owner(network.groups[0]) == FREE).nonzero()[0])
+    network.weights(network.layers[-2]).weight[row, column] = value
     # In a single head task 1 does not read the unit, so its answer does not depend on the entry.
     assert (fingerprint(network, 0) != expected[0], fingerprint(network, 1) != expected[1]) == (True, head == "multi")
-    network.linear(network.last).weight[row, column] = -0.0
+    network.weights(network.layers[-2]).weight[row, column] = -0.0
     assert [fingerprint(network, task) for task in range(2)] == expected
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_an_owner_that_changed(make_network, head):
     network = make_network(head=head, committed=2)
-    for layer in network.hidden:
+    for layer in network.groups:
         for unit in range(layer.units):
             for owner in {FREE, 0, 1} - {int(network.owner(layer)[unit])}:
                 before = [fingerprint(network, task) for task in range(2)]
@@ -225,7 +224,7 @@ def test_growth_by_zero_columns(make_network, head):
 
 def test_dtype_and_head_are_part_of_it(make_network):
     network = make_network((4,), committed=1, share=1.0)
-    network.dense.half().apply(lambda module: [parameter.zero_() for parameter in module.parameters()])
+    network.parts.half().apply(lambda module: [parameter.zero_() for parameter in module.parameters()])
     # The same owners and the same bytes.
     assert fingerprint(network.copy().bfloat16(), 0) != fingerprint(network, 0)
     one, other = (make_network((4,), head=head, committed=1, share=1.0) for head in HEADS)
@@ -244,16 +243,16 @@ def test_a_task_that_is_not_committed(make_network, function, task):
 def test_what_was_added_puts_every_task_back(make_network, sequence):
     """Promise 3: commits restored in order give the same network, through bytes."""
     network = make_network(**sequence)
-    again = blank(network, hidden=tuple(layer.units for layer in network.hidden))
+    again = blank(network, hidden=tuple(layer.units for layer in network.groups))
     x = torch.randn(10, 5)
     for task in range(network.task):
         restore(again, decode(encode(added(network, task))))
         assert fingerprint(again, task) == fingerprint(network, task)
     assert again.task == network.task
-    for layer in network.hidden:
+    for layer in network.groups:
         assert torch.equal(again.owner(layer), network.owner(layer))
         free = ~active(again, layer)
-        assert not again.linear(layer).weight[free].any()
+        assert not again.weights(layer).weight[free].any()
     for task in range(network.task):
         assert numbers(again, task) == numbers(network, task)
         assert torch.equal(logits(subnetwork(again, task), x), logits(subnetwork(network, task), x))
@@ -302,7 +301,7 @@ def test_a_shared_bias_belongs_to_the_first_task(make_network):
 
 
 def none(network):
-    return {layer.name: torch.zeros(layer.units, dtype=torch.bool) for layer in network.hidden}
+    return {layer.name: torch.zeros(layer.units, dtype=torch.bool) for layer in network.groups}
 
 
 def test_a_task_that_claims_nothing_new(make_network):
@@ -333,7 +332,7 @@ def test_an_empty_layer_is_not_committed(make_network, head, committed, layer):
 def test_claims_that_do_not_fit(make_network):
     network = make_network(committed=1)
     before = state(network)
-    good = {layer.name: ~active(network, layer) for layer in network.hidden}
+    good = {layer.name: ~active(network, layer) for layer in network.groups}
     for claims, message in [
         ({"0": good["0"]}, r"hidden layers are \['0', '2'\]"),
         ({**good, "2": good["2"][1:]}, r"claims of 2 are torch.bool \[5\]; give bool \[6\]"),
@@ -344,7 +343,7 @@ def test_claims_that_do_not_fit(make_network):
             commit(network, claims)
     multi = blank(make_network(head="multi"))
     with pytest.raises(ValueError, match="no head yet"):
-        commit(multi, {layer.name: ~active(multi, layer) for layer in multi.hidden})
+        commit(multi, {group.name: ~active(multi, group) for group in multi.groups})
     assert same(state(network), before)
 
 
@@ -368,6 +367,168 @@ def test_without_severing_it_shows(make_network, claim_some, draw, monkeypatch, 
     assert full_width_agrees(proper, x, 0)
     assert fingerprint(network, 0) != fingerprint(proper, 0)
     assert not full_width_agrees(network, x, 0)
+
+
+# Every kind of network
+
+
+def erased(network):
+    """A network of the same form with no commit."""
+    blank = network.copy()
+    blank.heads.clear()
+    blank.committed.zero_()
+    blank.widen(network.graph)
+    return blank
+
+
+def held(network):
+    """Every tensor that a network holds: what kind of entry, of which layer or BatchNorm and task, and the tensor."""
+    for layer in network.layers:
+        own = network.head == "multi" and layer == network.output
+        for task in range(network.task) if own else [None]:
+            weights = network.weights(layer, task)
+            yield "weight", layer, task, weights.weight
+            if weights.bias is not None:
+                yield "bias", layer, task, weights.bias
+    for norm in network.norms:
+        for kind in NORM_ENTRIES:
+            if (value := getattr(network.norm(norm), kind)) is not None:
+                yield "norm", norm, None, value
+
+
+def read_bits(network, task):
+    """Every number that the task's sub-network is made of, bit for bit."""
+    floats = [v.flatten() for v in subnetwork(network, task).state_dict().values() if v.is_floating_point()]
+    return torch.cat(floats).view(torch.int32)
+
+
+def is_severed(network, task, kind, layer, owner, place, size):
+    """Whether an entry leads from a unit that the task does not read into what it reads."""
+    if kind != "weight" or layer.source is None:
+        return False
+    row, column = place // (size // layer.units), place % (size // layer.units) // (layer.fan_in // layer.inputs)
+    if bool(reads(network, layer, task)[column // layer.positions]):
+        return False
+    if layer == network.output:
+        return owner == task
+    return bool(lives(network, layer.group, task)[row])
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_the_fingerprint_of_every_kind_sees_what_the_task_depends_on_and_nothing_else(networks, data):
+    """Promise 1: an entry counts exactly if it is a number of the sub-network, or a severed one that is not 0."""
+    network, _ = data.draw(networks(committed=st.integers(1, 3)))
+    tasks = range(network.task)
+    prints, read = [fingerprint(network, t) for t in tasks], [read_bits(network, t) for t in tasks]
+    entries = list(held(network))
+    for kind, layer, owner, tensor in data.draw(st.permutations(entries))[:12]:
+        place, bit = data.draw(st.integers(0, tensor.numel() - 1)), data.draw(st.integers(0, 31))
+        flip(tensor.data, place, bit)
+        for task in tasks:
+            expected = not torch.equal(read_bits(network, task), read[task])
+            if not expected and is_severed(network, task, kind, layer, owner, place, tensor.numel()):
+                expected = bool(tensor.flatten()[place] != 0)
+            assert (fingerprint(network, task) != prints[task]) == expected, (kind, layer.name, owner, task)
+        flip(tensor.data, place, bit)
+    assert [fingerprint(network, task) for task in tasks] == prints
+
+
+def test_the_fingerprint_sees_every_number_of_a_batchnorm(make_any):
+    """Facts: running statistics of active channels that move change an old logit by 0.46."""
+    network, _ = make_any("torchvision", 1, committed=1)
+    expected = fingerprint(network, 0)
+    for norm in network.norms:
+        owner = network.owner(norm.group)
+        for value in norm_entries(network, norm).values():
+            for unit in range(norm.units):
+                flip(value, unit, 3)
+                assert (fingerprint(network, 0) != expected) == (int(owner[unit]) == 0)
+                flip(value, unit, 3)
+    assert fingerprint(network, 0) == expected
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_a_commit_of_every_kind_severs_the_whole_kernel_and_nothing_else(networks, claim_some, data):
+    """Promise 1, Sec. 2.1: by owners alone, every weight from a unit that is free or came later is exactly 0."""
+    network, _ = data.draw(networks(committed=st.integers(0, 2)))
+    claims = claim_some(network, torch.Generator().manual_seed(0), 0.3)
+    task, before = network.task, state(network)
+    commit(network, claims)
+    for layer in network.layers[:-1]:
+        weight = network.weights(layer).weight
+        into = network.owner(layer.group).unsqueeze(1)
+        if layer.source is None:
+            cut_off = torch.zeros_like(weight[:, :, 0, 0] if weight.dim() == 4 else weight, dtype=torch.bool)
+        else:
+            source = layer.columns(network.owner(layer.source)).unsqueeze(0)
+            cut_off = (into != FREE) & ((source == FREE) | (source > into))
+        assert not weight[cut_off].any()
+        old = before[f"parts./{layer.name.replace('.', '/')}.weight"]
+        assert torch.equal(weight[~cut_off], old[~cut_off])
+    if network.head == "multi":
+        own = network.output.columns(network.owner(network.last) != FREE)
+        weight, old = network.weights(network.output, task).weight, before[f"heads.{task}.weight"]
+        assert not weight[:, ~own].any()
+        assert torch.equal(weight[:, own], old[:, own])
+    untouched = {name for name in before if name.endswith(("bias", "running_mean", "running_var"))}
+    untouched |= {name for name in before if name.startswith("heads") and not name.startswith(f"heads.{task}.")}
+    assert all(torch.equal(network.state_dict()[name], before[name]) for name in untouched)
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_what_was_added_puts_every_kind_back(networks, data):
+    """Promise 3: commits restored in order give the same network, through bytes."""
+    network, x = data.draw(networks(committed=st.integers(1, 3)))
+    again = erased(network)
+    for task in range(network.task):
+        restore(again, decode(encode(added(network, task))))
+        assert fingerprint(again, task) == fingerprint(network, task)
+    for group in network.groups:
+        assert torch.equal(again.owner(group), network.owner(group))
+    for task in range(network.task):
+        assert torch.equal(logits(subnetwork(again, task), x), logits(subnetwork(network, task), x))
+        assert full_width_agrees(again, x, task)
+        assert same(added(again, task), added(network, task))
+
+
+@settings(max_examples=20)
+@given(data=st.data())
+def test_later_tasks_of_every_kind_change_no_fingerprint_and_no_logit(networks, draw, claim_some, data):
+    network, x = data.draw(networks(committed=st.integers(1, 3)))
+    source, tasks = torch.Generator().manual_seed(1), range(network.task)
+    prints = [fingerprint(network, task) for task in tasks]
+    answers = [logits(subnetwork(network, task), x) for task in tasks]
+    draw(network, source)
+    commit(network, claim_some(network, source, 0.2))
+    for task in tasks:
+        assert fingerprint(network, task) == prints[task]
+        assert torch.equal(logits(subnetwork(network, task), x), answers[task])
+        assert full_width_agrees(network, x, task)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("kind", ["flattened", "averaged", "before", "torchvision"])
+def test_damaged_tensors_of_every_kind_are_named_and_change_nothing(make_any, head, kind):
+    network, _ = make_any(kind, 9, head=head, committed=2)
+    base = erased(network)
+    restore(base, added(network, 0))
+    before, tensors = state(base), added(network, 1)
+    for name, tensor in tensors.items():
+        for wrong in (
+            {key: value for key, value in tensors.items() if key != name},
+            {**tensors, name: tensor.to(torch.float64)},
+            {**tensors, name: torch.cat([tensor.reshape(-1), tensor.new_zeros(1)])},
+        ):
+            with pytest.raises(Damaged, match=f"entry '{name}'"):
+                restore(base, wrong)
+            assert same(state(base), before)
+    with pytest.raises(Damaged, match="entry 'task' is of task 1; the next commit of this network is of task 2"):
+        restore(base, added(network, 0))
+    restore(base, tensors)
+    assert fingerprint(base, 1) == fingerprint(network, 1)
 
 
 @pytest.mark.gpu

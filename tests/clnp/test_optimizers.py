@@ -31,7 +31,7 @@ def make(head="single", *, owned=0, dtype=torch.float64):
     if owned:
         network.place_head(0)
         network.committed += 1
-        for layer in network.hidden:
+        for layer in network.groups:
             network.owner(layer)[:owned] = 0
     network.place_head(network.task)
     for parameter in network.parameters():
@@ -206,4 +206,4 @@ def test_members_of_a_stack_step_as_they_do_alone():
             one.step(loss_gradients(alone, x, y))
         for name, value in alone.parameters.items():
             torch.testing.assert_close(together.parameters[name][member], value[0], rtol=1e-9, atol=1e-12)
-    assert all(bool((network.owner(layer) == FREE).any()) for layer in network.hidden)
+    assert all(bool((network.owner(layer) == FREE).any()) for layer in network.groups)

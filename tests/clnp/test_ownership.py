@@ -8,7 +8,7 @@ from torch import nn
 
 from clnp.errors import Damaged
 from clnp.network import FREE, Network
-from clnp.ownership import active, entries, masked, reads, take_free, trainable, weight_classes, with_free
+from clnp.ownership import active, entries, lives, masked, reads, take_free, trainable, weight_classes, with_free
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def make(
     network = Network(nn.Sequential(*modules, nn.Linear(widths[-1], classes, bias=bias)), head=head)
     for task in range(committed + 1):
         network.place_head(task)
-    for layer, owner in zip(network.hidden, owners, strict=True):
+    for layer, owner in zip(network.groups, owners, strict=True):
         network.owner(layer).copy_(torch.tensor(owner))
     network.committed += committed
     for parameter in network.parameters():
@@ -53,18 +53,18 @@ def same_bits(a, b):
 @given(networks())
 def test_the_weight_classes_partition_a_layer(network):
     """Sec. 2.1, Fig. 1: every weight is active, free or interference, and the first layer has none of the last."""
-    for layer in network.hidden:
+    for layer in network.layers[:-1]:
         classes = weight_classes(network, layer)
         assert classes.active.shape == (layer.units, layer.inputs)
         counted = classes.active.int() + classes.free.int() + classes.interference.int()
         assert bool((counted == 1).all())
         assert torch.equal(classes.free, trainable(network)[f"{layer.name}.weight"].expand_as(classes.free))
-    assert not bool(weight_classes(network, network.hidden[0]).interference.any())
+    assert not bool(weight_classes(network, network.layers[0]).interference.any())
 
 
 def test_the_weight_classes_of_a_hand_made_layer():
     network = make(owners=((0, FREE), (FREE, 0)), committed=1)
-    classes = weight_classes(network, network.last)
+    classes = weight_classes(network, network.layers[-2])
     assert classes.active.tolist() == [[False, False], [True, False]]
     assert classes.free.tolist() == [[True, True], [False, False]]
     assert classes.interference.tolist() == [[False, False], [False, True]]
@@ -73,18 +73,22 @@ def test_the_weight_classes_of_a_hand_made_layer():
 @pytest.mark.parametrize("head", ["single", "multi"])
 def test_what_each_task_reads(head):
     network = make(head)
-    first, last = network.hidden
-    assert masked(network, last) == (head == "single")
-    assert not masked(network, first)
-    assert reads(network, first, 0).tolist() == [True, True, False, False, False]
-    assert reads(network, first, 1).tolist() == [True, True, True, False, False]
-    assert reads(network, first, 2).tolist() == [True] * 5
+    first, last, output = network.layers
+    assert masked(network, last.group) == (head == "single")
+    assert not masked(network, first.group)
+    assert reads(network, first, 0).tolist() == [True] * 6
+    assert reads(network, last, 0).tolist() == [True, True, False, False, False]
+    assert reads(network, last, 1).tolist() == [True, True, True, False, False]
+    assert reads(network, last, 2).tolist() == [True] * 5
     if head == "single":
-        assert reads(network, last, 1).tolist() == [False, False, True, False]
-        assert reads(network, last, 2).tolist() == [True, False, False, True]
+        assert reads(network, output, 1).tolist() == [False, False, True, False]
+        assert reads(network, output, 2).tolist() == [True, False, False, True]
     else:
-        assert reads(network, last, 1).tolist() == [False, True, True, False]
-        assert reads(network, last, 2).tolist() == [True] * 4
+        assert reads(network, output, 1).tolist() == [False, True, True, False]
+        assert reads(network, output, 2).tolist() == [True] * 4
+    for task in range(3):
+        assert torch.equal(lives(network, first.group, task), reads(network, last, task))
+        assert torch.equal(lives(network, last.group, task), reads(network, output, task))
 
 
 def test_the_layers_of_a_network_are_those_of_its_copy():
@@ -95,11 +99,11 @@ def test_the_layers_of_a_network_are_those_of_its_copy():
 @pytest.mark.parametrize("head", ["single", "multi"])
 def test_what_the_open_task_would_read_with_claims(head):
     network = make(head)
-    first, last = network.hidden
+    first, last, output = network.layers
     claims = {first.name: torch.arange(5) == 4, last.name: torch.arange(4) == 0}
-    assert reads(network, first, 2, claims).tolist() == [True, True, True, False, True]
+    assert reads(network, last, 2, claims).tolist() == [True, True, True, False, True]
     expected = [True, False, False, False] if head == "single" else [True, True, True, False]
-    assert reads(network, last, 2, claims).tolist() == expected
+    assert reads(network, output, 2, claims).tolist() == expected
 
 
 def test_active_units_up_to_a_task():

@@ -2,12 +2,18 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
+from clnp import stack as stack_module
+from clnp.evaluation import logits
+from clnp.graph import Norm
 from clnp.models import mlp
 from clnp.network import FREE, Network
-from clnp.ownership import entries, trainable
-from clnp.stack import Stack, dense
+from clnp.ownership import active, entries, take_free, trainable, with_free
+from clnp.stack import Stack, dense, dropout, norm
+from clnp.subnetwork import cut
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +30,7 @@ def make(head="single", owners=((0, 0, FREE, FREE, FREE), (FREE, 0, FREE, FREE))
     network = Network(nn.Sequential(*modules, nn.Linear(widths[-1], 3, bias=bias)).double(), head=head)
     for task in range(committed + 1):
         network.place_head(task)
-    for layer, owner in zip(network.hidden, owners, strict=True):
+    for layer, owner in zip(network.groups, owners, strict=True):
         network.owner(layer).copy_(torch.tensor(owner))
     network.committed += committed
     for parameter in network.parameters():
@@ -131,7 +137,7 @@ def test_old_units_of_the_last_hidden_layer_reach_a_shared_output_in_no_way():
     network = make("single")
     x = torch.randn(7, 6, dtype=torch.float64)
     before = Stack(network, 2).forward(x)
-    network.linear(network.last).bias[1] = torch.inf
+    network.weights(network.layers[-2]).bias[1] = torch.inf
     assert torch.equal(Stack(network, 2).forward(x), before)
 
 
@@ -161,3 +167,227 @@ def test_float32_goes_through_the_same_path():
     x = torch.randn(7, 6)
     assert stack.forward(x).dtype == torch.float32
     torch.testing.assert_close(stack.forward(x), one_by_one(network, stack, x))
+
+
+# Every kind of network
+
+KINDS = ("dense", "flattened", "averaged", "after", "before", "flat", "torchvision")
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def spread(stack, network):
+    """Give every member entries of its own where the task may change them, near those that are there."""
+    masks = trainable(network)
+    for name, value in {**stack.parameters, **stack._statistics}.items():
+        drawn = value.detach() * (0.8 + 0.4 * torch.rand_like(value)) + 0.05 * torch.rand_like(value)
+        value.detach().copy_(torch.where(masks[name], drawn, value.detach()))
+
+
+def put(module, network, values):
+    """The torch module with a member's entries."""
+    for holder in (*network.layers, *network.norms):
+        found = module.get_submodule(holder.name)
+        for kind in ("weight", "bias", "running_mean", "running_var"):
+            if (value := values.get(f"{holder.name}.{kind}")) is not None:
+                getattr(found, kind).data.copy_(value.detach())
+    return module
+
+
+@settings(max_examples=40)
+@given(data=st.data(), members=st.integers(1, 3))
+def test_members_of_every_kind_answer_as_they_do_alone(networks, data, members):
+    """In evaluation mode: each is the network with its entries put in place, cut out for the open task."""
+    network, x = data.draw(networks(dtype=torch.float64))
+    stack = Stack(network, members)
+    spread(stack, network)
+    found = stack.forward(x)
+    assert found.shape == (members, len(x), 3)
+    for index in range(members):
+        alone = with_free(network, take_free(network, stack.member(index)))
+        torch.testing.assert_close(found[index].detach(), logits(cut(alone, network.task), x), **CLOSE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_in_training_mode_members_are_what_torch_computes(make_any, make_module, monkeypatch, kind, seed):
+    """Before any commit: outputs, gradients, and the statistics that every BatchNorm goes on with."""
+    network, shape = make_any(kind, seed, head="multi", dtype=torch.float64)
+    stack = Stack(network, 2)
+    spread(stack, network)
+    x, weight = torch.randn(6, *shape, dtype=torch.float64), torch.randn(2, 6, 3, dtype=torch.float64)
+    modules = [put(make_module(kind, seed)[0].double(), network, stack.member(index)) for index in range(2)]
+    monkeypatch.setattr(stack_module, "dropout", lambda x, *_: x)
+    found = stack.forward(x, torch.Generator())
+    gradients = torch.autograd.grad((found * weight).sum(), list(stack.parameters.values()))
+    for index, module in enumerate(modules):
+        module.train()
+        module.training = False  # Of what it drops itself.
+        for child in module.modules():
+            child.training &= not isinstance(child, nn.Dropout)
+        expected = module(x)
+        torch.testing.assert_close(found[index], expected, **CLOSE)
+        (expected * weight[index]).sum().backward()
+        for name, gradient in zip(stack.parameters, gradients, strict=True):
+            torch.testing.assert_close(gradient[index], module.get_parameter(name).grad, **CLOSE)
+        for item in network.norms:
+            for moved in ("running_mean", "running_var"):
+                name = f"{item.name}.{moved}"
+                torch.testing.assert_close(stack.member(index)[name], module.get_buffer(name), **CLOSE)
+
+
+@settings(max_examples=20)
+@given(data=st.data())
+def test_gradients_of_an_open_task_are_those_of_torch(networks, data):
+    """After some commits, in evaluation mode: of all that the task may change."""
+    network, x = data.draw(networks(dtype=torch.float64, heads=["multi"]))
+    stack = Stack(network, 2)
+    spread(stack, network)
+    weight = torch.randn(2, len(x), 3, dtype=torch.float64)
+    gradients = torch.autograd.grad((stack.forward(x) * weight).sum(), list(stack.parameters.values()))
+    for index in range(2):
+        values = {name: value.detach().clone() for name, value in stack.member(index).items()}
+        for name in stack.parameters:
+            values[name].requires_grad_()
+        wide = network.copy()
+        for layer in network.layers:
+            for kind in ("weight", "bias"):
+                if f"{layer.name}.{kind}" in values:
+                    swap(wide.weights(layer), kind, values[f"{layer.name}.{kind}"])
+        for item in network.norms:
+            for kind in ("weight", "bias", "running_mean", "running_var"):
+                if f"{item.name}.{kind}" in values:
+                    swap(wide.norm(item), kind, values[f"{item.name}.{kind}"])
+        *_, (_, _, answers) = wide.values(x, network.task)
+        names = list(stack.parameters)
+        expected = torch.autograd.grad((answers * weight[index]).sum(), [values[name] for name in names])
+        for gradient, other in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(gradient[index], other, **CLOSE)
+
+
+def swap(module, kind, value):
+    """Put a tensor that autograd follows where a parameter or buffer was."""
+    module._parameters.pop(kind, None)
+    module._buffers.pop(kind, None)
+    setattr(module, kind, value)
+
+
+@settings(max_examples=40)
+@given(
+    data=st.data(),
+    maps=st.booleans(),
+    affine=st.booleans(),
+    members=st.integers(1, 3),
+    stacked=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_an_active_channel_keeps_its_statistics_and_a_free_one_moves_on(data, maps, affine, members, stacked, seed):
+    """Facts: a free channel is torch's BatchNorm in training mode; an active one is it in evaluation mode, keeps every
+    bit, and is so normalised with the features that it is evaluated on."""
+    torch.manual_seed(seed)
+    units = data.draw(st.integers(1, 4))
+    free = torch.tensor(data.draw(st.lists(st.booleans(), min_size=units, max_size=units)))
+    layer = Norm("n", "g", units, 2 if maps else 1, 1e-3, 0.2, affine)
+    kept = {kind: 0.5 + torch.rand(members, units, dtype=torch.float64) for kind in ("running_mean", "running_var")}
+    kept |= {kind: torch.randn(members, units, dtype=torch.float64) if affine else None for kind in ("weight", "bias")}
+    before = {kind: None if value is None else value.clone() for kind, value in kept.items()}
+    samples = torch.randn(5, members, units, *((3, 2) if maps else ()), dtype=torch.float64)
+    if not stacked:
+        samples = samples[:, :1].expand_as(samples)
+    given = samples if maps else samples.permute(1, 2, 0)
+    if not stacked:
+        given = given[:, 0] if maps else given[0]
+    found = norm(layer, given, kept, free)
+    found = found if maps else found.permute(2, 0, 1)
+    for member in range(members):
+        expected = {}
+        for training in (True, False):
+            module = (nn.BatchNorm2d if maps else nn.BatchNorm1d)(units, 1e-3, 0.2, affine).double().train(training)
+            for kind, value in before.items():
+                if value is not None:
+                    getattr(module, kind).data.copy_(value[member])
+            expected[training] = (module(samples[:, member]).detach(), module)
+        for training, where in ((True, free), (False, ~free)):
+            answer, module = expected[training]
+            torch.testing.assert_close(found[:, member][:, where], answer[:, where], **CLOSE)
+            for kind in ("running_mean", "running_var"):
+                torch.testing.assert_close(kept[kind][member, where], getattr(module, kind)[where], **CLOSE)
+    for kind in ("running_mean", "running_var"):
+        assert torch.equal(kept[kind][:, ~free], before[kind][:, ~free])
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_a_batch_that_is_not_finite_moves_no_statistics_of_an_active_channel(make_any, poison):
+    """Promise 1: a product with a mask would let NaN through."""
+    network, shape = make_any("torchvision", 3, committed=2)
+    stack = Stack(network, 2)
+    stack.forward(torch.full((4, *shape), poison), torch.Generator())
+    assert not stack.finite().any()
+    for index in range(2):
+        values = stack.member(index)
+        for item in network.norms:
+            owned = active(network, item.group)
+            for kind in ("running_mean", "running_var"):
+                old = getattr(network.norm(item), kind)[owned].view(torch.int32)
+                assert torch.equal(values[f"{item.name}.{kind}"][owned].view(torch.int32), old)
+
+
+def test_the_network_is_never_written(make_any):
+    network, shape = make_any("after", 2, committed=1)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    stack = Stack(network, 2)
+    stack.forward(torch.randn(4, *shape), torch.Generator())
+    for value in stack.parameters.values():
+        value.detach().fill_(1.0)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (2, 7, 9), (9, 2, 7, 4, 4), (3, 9, 2, 7, 4, 4)[1:], (9, 7, 4, 4)])
+def test_one_dropout_mask_for_all_members(shape):
+    """Facts: one mask a layer and step, seeded, shared by all members; and as torch scales it."""
+    x = torch.rand(shape) + 1
+    found = dropout(x, 0.4, torch.Generator().manual_seed(1))
+    assert torch.equal(found, dropout(x, 0.4, torch.Generator().manual_seed(1)))
+    assert not torch.equal(found, dropout(x, 0.4, torch.Generator().manual_seed(2)))
+    kept = found != 0
+    torch.testing.assert_close(found[kept], x[kept] / 0.6)
+    assert 0.3 < float(kept.float().mean()) < 0.9
+    if x.dim() in (3, 5):
+        member = 0 if x.dim() == 3 else 1
+        assert bool((kept == kept.select(member, 0).unsqueeze(member)).all())
+
+
+def test_a_dropout_mask_does_not_depend_on_the_number_of_members(make_any):
+    network, shape = make_any("after", 1)
+    x = torch.randn(9, *shape)
+    answers = [Stack(network, count).forward(x, torch.Generator().manual_seed(3)) for count in (1, 3)]
+    for answer in answers[1]:
+        torch.testing.assert_close(answer, answers[0][0])
+    assert not torch.allclose(answers[0], Stack(network, 1).forward(x, torch.Generator().manual_seed(4)))
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_dropout_of_nothing_and_of_everything(p):
+    x = torch.randn(3, 4, 5)
+    assert torch.equal(dropout(x, p, torch.Generator()), x * (1 - p))
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 5), (2, 5, 4), (2, 3, 2, 2)])
+def test_samples_of_any_shape_may_be_flattened(shape):
+    """An experiment's mlp begins with a Flatten."""
+    network = Network(mlp(shape, [6], 3).double())
+    network.check_shape(shape)
+    for value in network.parameters():
+        value.copy_(torch.randn(value.shape))
+    stack, x = Stack(network, 2), torch.randn(7, *shape, dtype=torch.float64)
+    torch.testing.assert_close(stack.forward(x)[1].detach(), logits(cut(network, 0), x), **CLOSE)
+
+
+def test_a_full_group_of_convolutions_is_computed_once(make_any):
+    """Design: what no member can change is not stacked."""
+    network, shape = make_any("torchvision", 4, head="multi", committed=1, share=1.0)
+    stack = Stack(network, 3)
+    assert list(stack.parameters) == [f"{network.output.name}.weight", f"{network.output.name}.bias"]
+    before = {name: value.clone() for name, value in entries(network).items()}
+    stack.forward(torch.randn(4, *shape), torch.Generator())
+    for name in before.keys() - stack.parameters.keys():
+        assert torch.equal(stack.member(1)[name], before[name])

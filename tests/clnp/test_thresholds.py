@@ -16,7 +16,7 @@ from clnp.errors import NothingToCommit
 from clnp.evaluation import count_correct
 from clnp.ownership import active, entries, reads, trainable
 from clnp.scan import scan
-from clnp.subnetwork import cut
+from clnp.subnetwork import cut, subnetwork
 from clnp.tasks.task import Split
 from clnp.thresholds import Staircase, claims_at, curve, staircase, thresholds
 from clnp.training import open_task
@@ -71,6 +71,38 @@ def test_the_staircase_is_the_one_of_the_whole_curve(make_network, data):
     network, activity, split = data.draw(states(make_network))
     points = curve(network, activity, split)
     assert staircase(network, activity, split) == Staircase(points[0].correct, by_definition(points))
+
+
+@settings(max_examples=40)
+@given(data=st.data(), whole=st.booleans(), silent=st.sampled_from([0.0, 0.3]), count=st.integers(1, 40))
+def test_the_staircase_of_every_kind_is_the_one_of_the_whole_curve(networks, data, whole, silent, count):
+    """Promise 2 for convolutions, BatchNorms, pools and residual networks; with tasks that claimed nothing in a group,
+    full groups and groups of one unit."""
+    network, x = data.draw(networks(count=2 * count, whole_numbers=whole, silent=silent))
+    x = x.round() if whole else x
+    split = Split(x[:count], torch.randint(3, (count,), generator=torch.Generator().manual_seed(count)))
+    activity = mean_activity(network, x[count:])
+    points = curve(network, activity, split)
+    assert staircase(network, activity, split) == Staircase(points[0].correct, by_definition(points))
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_points_of_every_kind_say_what_a_commit_at_their_threshold_does(networks, data):
+    network, x = data.draw(networks(count=30))
+    split = Split(x, torch.randint(3, (len(x),), generator=torch.Generator().manual_seed(0)))
+    activity = mean_activity(network, x)
+    for point in staircase(network, activity, split).points:
+        after = network.copy()
+        commit(after, claims_at(network, activity, point.theta))
+        task = network.task
+        assert point.claimed == tuple(int((after.owner(group) == task).sum()) for group in network.groups)
+        free = sum(
+            int(trainable(after)[f"{h.name}.weight"].expand(after.weights(h).weight.shape).sum())
+            for h in after.layers[:-1]
+        )
+        assert point.free_weights == free
+        assert point.correct == count_correct(subnetwork(after, task), split)
 
 
 @settings(max_examples=40)
@@ -143,7 +175,7 @@ def test_pieces_and_groups_do_not_matter(make_network, monkeypatch):
     activity = mean_activity(network, split.x)
     whole = scan(network, activity, thresholds(network, activity), split, tolerance=1e-5)
     monkeypatch.setattr(scan_module, "_GROUP", 4)
-    monkeypatch.setattr(scan_module, "_PIECE_BYTES", 4 * 12 * 7)
+    monkeypatch.setattr(scan_module, "_PIECE_BYTES", {"cpu": 4 * 12 * 7})
     assert scan(network, activity, thresholds(network, activity), split, tolerance=1e-5) == whole
 
 
@@ -155,7 +187,7 @@ def learnt(make_network):
     y = torch.randint(5, (600,), generator=source)
     split = Split(centres[y] + 0.7 * torch.randn(600, 8, generator=source), y)
     network = make_network((40, 40), inputs=8, classes=5, head="multi")
-    layers = [network.linear(layer) for layer in network.layers]
+    layers = [network.weights(layer) for layer in network.layers]
     parameters = [p.requires_grad_() for linear in layers for p in linear.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=0.01)
     for _ in range(60):
@@ -230,14 +262,14 @@ def test_points_say_what_a_commit_at_their_threshold_does(make_network, data):
     for point in staircase(network, activity, split).points:
         claims = claims_at(network, activity, point.theta)
         after = network.copy()
-        owned = [int(active(network, layer).sum()) for layer in network.hidden]
+        owned = [int(active(network, layer).sum()) for layer in network.groups]
         commit(after, claims)
-        now = [int(active(after, layer).sum()) for layer in after.hidden]
+        now = [int(active(after, group).sum()) for group in after.groups]
         assert point.claimed == tuple(b - a for a, b in zip(owned, now, strict=True))
-        free = sum(int(trainable(after)[f"{h.name}.weight"].sum()) * h.inputs for h in after.hidden)
+        free = sum(int(trainable(after)[f"{h.name}.weight"].sum()) * h.inputs for h in after.layers[:-1])
         assert point.free_weights == free
         assert point.correct == count_correct(cut(network, network.task, claims), split)
-        assert all(bool(reads(after, layer, network.task).any()) for layer in after.hidden)
+        assert all(bool(reads(after, layer, network.task).any()) for layer in after.layers)
 
 
 def test_claims_are_strictly_above_and_free(make_network):
@@ -252,7 +284,7 @@ def test_claims_are_strictly_above_and_free(make_network):
 
 
 def hand(network, *means):
-    return {layer.name: torch.tensor(m, dtype=torch.float64) for layer, m in zip(network.hidden, means, strict=True)}
+    return {layer.name: torch.tensor(m, dtype=torch.float64) for layer, m in zip(network.groups, means, strict=True)}
 
 
 @pytest.mark.parametrize("head", ["single", "multi"])
@@ -268,7 +300,7 @@ def test_the_thresholds_of_a_second_task(make_network):
     multi, single = (make_network((4, 4), head=head, committed=1) for head in ("multi", "single"))
     means = [0.0, 0.5, 0.75, 2.0], [0.25, 0.0, 1.0, 0.5]
     for network, bound in ((multi, math.inf), (single, None)):
-        free = [~active(network, layer) for layer in network.hidden]
+        free = [~active(network, layer) for layer in network.groups]
         values = {m for mask, mean in zip(free, means, strict=True) for m, f in zip(mean, mask, strict=True) if f}
         if bound is None:
             bound = max(m for m, f in zip(means[1], free[1], strict=True) if f)
@@ -291,7 +323,7 @@ def test_a_task_that_claims_nothing_new(make_network):
 
 def test_one_full_layer(make_network):
     network = make_network((3, 8), head="single", committed=1, share=0.5)
-    network.owner(network.hidden[0]).fill_(0)
+    network.owner(network.groups[0]).fill_(0)
     split = samples(30, torch.Generator().manual_seed(0))
     activity = mean_activity(network, split.x)
     points = curve(network, activity, split)
@@ -312,7 +344,7 @@ def test_a_full_last_layer_under_a_shared_output(make_network):
 def test_a_layer_that_has_fallen_silent(make_network):
     """Collapsed: pruning the silent units would leave nothing, so there is nothing to offer but the whole."""
     network = make_network((6, 5))
-    network.linear(network.last).bias.fill_(-1e4)
+    network.weights(network.layers[-2]).bias.fill_(-1e4)
     split = samples(30, torch.Generator().manual_seed(0))
     activity = mean_activity(network, split.x)
     assert thresholds(network, activity) == [None]
@@ -322,7 +354,7 @@ def test_a_layer_that_has_fallen_silent(make_network):
 def test_units_silent_in_training_alone(make_network):
     """θ = 0 is not the same as keeping everything: a unit can be silent in training and speak in validation."""
     network = make_network((1, 2), inputs=1, classes=2, head="multi")
-    first, last, output = (network.linear(layer) for layer in network.layers)
+    first, last, output = (network.weights(layer) for layer in network.layers)
     first.weight.fill_(1.0)
     first.bias.fill_(0.0)
     last.weight.copy_(torch.tensor([[1.0], [1.0]]))
@@ -340,7 +372,7 @@ def test_units_silent_in_training_alone(make_network):
 def test_no_more_than_what_is_silent_goes_at_zero(learnt):
     network, activity, _ = learnt
     at_zero = claims_at(network, activity, 0.0)
-    for layer in network.hidden:
+    for layer in network.groups:
         assert torch.equal(at_zero[layer.name], activity[layer.name] > 0)
 
 

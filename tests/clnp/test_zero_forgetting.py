@@ -118,7 +118,7 @@ def test_nothing_old_ever_changes(head, optimizer):
         assert record.correct > 70, "nothing was learnt, so nothing could be forgotten"
         restore(again, decode(record.tensors))
         assert unchanged(again, done[: task + 1]) == []
-    for layer in network.hidden:
+    for layer in network.groups:
         assert torch.equal(again.owner(layer), network.owner(layer))
     # What a restored network opens next is what the one that never stopped opens, so a resumed run trains the same.
     x = data(TASKS)[1].x

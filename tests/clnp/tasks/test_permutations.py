@@ -1,5 +1,6 @@
 """Permuted tasks over the digits."""
 
+import hashlib
 import subprocess
 import sys
 from typing import Any
@@ -120,9 +121,31 @@ def test_the_hashes_are_those_of_every_process_and_version() -> None:
     assert done.stdout.strip() == made.sha256(1)
 
 
+def test_the_samples_are_those_of_every_version() -> None:
+    """The hash of a task speaks of what its samples are made from; these are the samples, bit for bit."""
+    digest = hashlib.sha256()
+    for index in range(3):
+        task = sequence().task(index)
+        for part in (task.train, task.validation, task.open_test()):
+            digest.update(part.x.numpy().tobytes() + part.y.numpy().tobytes())
+    assert digest.hexdigest() == "367dc5f9710f43d416e87559c67787c5cfc76e3770f98f5b092d83edb0b53230"
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**40), index=st.integers(0, 4))
+def test_raw_samples_become_x_through_the_transform(seed: int, index: int) -> None:
+    images, _ = read_digits()
+    made = sequence(count=5, seed=seed)
+    transform, expected = made.transform(index), made.task(index).open_test().x
+    assert (transform.permutation is None) == (index == 0)
+    assert (transform.shape, transform.scale) == ((64,), 16.0)
+    for raw in (images[-297:], images[-297:].reshape(-1, 1, 8, 8), images[-297:].float(), images[-297:].double()):
+        assert torch.equal(transform(raw), expected)
+
+
 def test_the_sequence_knows_its_sizes() -> None:
     made = sequence()
-    assert (made.count, made.inputs, made.classes) == (3, 64, 10)
+    assert (made.count, made.shape, made.classes) == (3, (64,), 10)
 
 
 @pytest.mark.parametrize("index", [-1, 3])
@@ -131,6 +154,8 @@ def test_a_task_outside_the_sequence_is_refused(index: int) -> None:
         sequence().task(index)
     with pytest.raises(IndexError):
         sequence().sha256(index)
+    with pytest.raises(IndexError):
+        sequence().transform(index)
 
 
 @pytest.mark.parametrize("validation", [0.0, 1.0, -0.1, 1.5, 1e-9, 0.9999999, float("nan")])
