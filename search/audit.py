@@ -9,20 +9,21 @@ from clnp.errors import Damaged, NothingToCommit
 from clnp.evaluation import count_correct, full_width_agrees
 from clnp.network import Network
 from clnp.subnetwork import subnetwork
-from clnp.tasks import dataset_sha256
 from clnp.tasks.task import Sequence
 from clnp.tensors import decode
 from search.artifacts import Artifacts
 from search.book import place
+from search.building import build_network, build_sequence, data_sha256, grown
+from search.decisions import losers, pick_winner
 from search.errors import BadInput, Damage
 from search.names import study_name
+from search.own_code import folders
 from search.records import CommitRecord, Score
 from search.replay import recorded_cells
-from search.replica import losers, pick_winner
 from search.reports.common import Known, Report, read_run
 from search.store import Store
 from search.text import plural
-from search.worker import WorkerSettings, build_network, build_sequence, configure, device_name
+from search.worker import WorkerSettings, configure, device_name
 
 __all__ = ["verify"]
 
@@ -45,11 +46,10 @@ def verify(
         note: Told how far it is.
 
     Raises:
-        BadInput: No run has this name, or the data are other than the run's.
-        DataUnavailable: The data set is absent, or not the known one.
+        BadInput: No run has this name, or the data or a person's own code are absent, or other than the run's.
     """
     known = read_run(store, name)
-    found = dataset_sha256(known.experiment.tasks.dataset, data_dir)
+    found = data_sha256(known.experiment, data_dir, folders(known.experiment.code))
     if found != known.row.data:
         raise BadInput(f"the data are other than the run's: their SHA-256 is {found}, and was {known.row.data}")
     audit = _Audit(known, data_dir, note)
@@ -64,7 +64,7 @@ class _Audit:
 
     def __init__(self, known: Known, data_dir: str | None, note: Callable[[str], None]) -> None:
         self._known = known
-        self._data_dir = data_dir
+        self._where = (data_dir, folders(known.experiment.code))
         self._note = note
         self._artifacts = Artifacts(known.row.artifacts)
         self._problems: list[str] = []
@@ -88,13 +88,14 @@ class _Audit:
     def replay_commits(self, replica: int) -> None:
         """Put a replica's commits back one by one, and measure every task after each."""
         commits = self._known.commits(replica)
-        network = build_network(self._known.experiment)
-        sequence = build_sequence(self._known.experiment, replica, self._data_dir)
+        network = build_network(self._known.experiment, self._where[1])
+        sequence = build_sequence(self._known.experiment, replica, *self._where)
         for record in commits:
             self._note(f"{place(replica, record.task)} of {self._known.experiment.tasks.count}")
             self._check_data(record, sequence)
             self._check_rule(record)
             try:
+                network = grown(network, record.widths)
                 restore(network, decode(self._artifacts.get(record.artifact)))
             except (Damage, Damaged) as error:
                 if isinstance(error, Damaged):

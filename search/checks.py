@@ -41,6 +41,11 @@ def check_commit(job: CommitJob, record: CommitRecord, commits: Sequence[CommitR
     came = {name: getattr(record, name) for name in decided}
     if came != decided:
         raise Damage(f"{here}: the rule decided {decided}, but the worker's commit says {came}")
+    if record.widths != job.widths:
+        raise Damage(
+            f"{here}: its groups had {list(job.widths)} units when the task opened, but the worker's commit says "
+            f"{list(record.widths)}"
+        )
     if len(record.fingerprints) != job.task + 1 or len(record.matrix) != job.task + 1:
         raise Damage(
             f"{here}: the commit must measure {job.task + 1} tasks again, but came with {len(record.fingerprints)} "

@@ -143,6 +143,21 @@ def _verify(options: argparse.Namespace) -> int:
     return 0 if report["sound"] else Damage.exit_code
 
 
+def _export(options: argparse.Namespace) -> int:
+    from search.export import export
+
+    with _store(options, create=False) as store:
+        made = export(
+            store,
+            options.name,
+            task=options.task,
+            file=options.to,
+            replica=options.replica,
+            data_dir=options.data_dir,
+        )
+    return _print(options, made)
+
+
 def _delete(options: argparse.Namespace) -> int:
     from search.reports.common import find_row
 
@@ -161,12 +176,14 @@ def _delete(options: argparse.Namespace) -> int:
 
 
 def _drive(options: argparse.Namespace, store: "Store", experiment: "Experiment", name: str) -> int:
+    from search.database import PASSWORD_VARIABLE
     from search.driver import run_experiment
     from search.reports.final import final
     from search.view import open_view
 
-    # The store has read it; what this process starts, Ray's workers among it, would inherit it.
-    os.environ.pop(STORAGE_VARIABLE, None)
+    # The store has read them; what this process starts, Ray's workers among it, would inherit them.
+    for variable in (STORAGE_VARIABLE, PASSWORD_VARIABLE):
+        os.environ.pop(variable, None)
     with open_view(sys.stderr) as view:
         store.database.on_outage = view.note
         code = run_experiment(
@@ -195,7 +212,7 @@ def _print(options: argparse.Namespace, report: Mapping[str, Any], table: str | 
 
 
 def _print_resolved(options: argparse.Namespace, experiment: "Experiment") -> None:
-    data = experiment.to_json()
+    data = experiment.to_file()
     if options.format == "json":
         print(json.dumps(data, indent=2))
     else:
@@ -213,6 +230,7 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "show": _show,
     "replay": _replay,
     "verify": _verify,
+    "export": _export,
     "delete": _delete,
 }
 

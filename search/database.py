@@ -15,7 +15,10 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceE
 
 from search.errors import BadInput, Damage, SearchError, Unavailable
 
-__all__ = ["Database"]
+__all__ = ["PASSWORD_VARIABLE", "Database"]
+
+PASSWORD_VARIABLE = "PGPASSWORD"
+"""Where PostgreSQL's programs, and this one, look for a password that the URL does not give."""
 
 Result = TypeVar("Result")
 
@@ -51,7 +54,7 @@ class Database:
 
     Args:
         url: ``sqlite:///FILE`` or ``postgresql+psycopg://USER:PASSWORD@HOST/DATABASE`` (``postgresql://`` means the
-            same). A SQLite path becomes absolute.
+            same; without a password the variable ``PGPASSWORD`` gives it). A SQLite path becomes absolute.
         create: Whether a SQLite file may be missing and must be one that can be written. Nothing is made or changed
             before :meth:`prepare`.
         patience: Seconds for which :meth:`retry` tries again.
@@ -72,6 +75,10 @@ class Database:
     ) -> None:
         self._address, secrets = _parse(url)
         self.dialect: Literal["sqlite", "postgresql"] = _dialect(self._address)
+        if self.dialect == "postgresql" and not (self._address.password or "password" in secrets):
+            # Taken now and not by the driver at each connection: it is on its way out of the environment.
+            given = os.environ.get(PASSWORD_VARIABLE)
+            secrets |= {"password": given} if given else {}
         # As people write it: the one driver of SQLite need not be named.
         self.url = self._address.render_as_string(hide_password=True).replace("sqlite+pysqlite:", "sqlite:", 1)
         self.on_outage = on_outage

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
-from clnp.errors import DataUnavailable
 from search.errors import BadInput, SearchError
 from search.experiment import Experiment, differences
 from search.machine import Pool
 from search.names import check_run_name
+from search.own_code import folders
 from search.run import Run
 from search.signals import Signals
 from search.store import AttemptRow, RunRow, Store, Writer
@@ -156,6 +156,7 @@ class _Attempt:
     def run(self) -> None:
         """Check, take the run, and work on it until it is over."""
         row = self.store.run(self.name)
+        self._resolve()
         if row is not None:
             self.known = True
             # What can be told without the data is told before Ray is imported for nothing.
@@ -181,12 +182,28 @@ class _Attempt:
                 data=data,
                 versions=versions,
                 wait=self.view.note,
-                layers=self.experiment.layer_names,
+                layers=self.experiment.outline.layer_names,
             ) as writer:
                 self.known = True
                 self._check_again(writer, data)
                 self._tell_changes(writer, before, versions)
                 self._work(backend, writer, pool)
+
+    def _resolve(self) -> None:
+        """What the file alone does not say of network and tasks.
+
+        Raises:
+            BadInput: They cannot be used: nothing was started.
+        """
+        if not self.experiment.plain:
+            from search.building import resolve
+
+            self.experiment = resolve(self.experiment, self.data_dir, self._code)
+
+    @property
+    def _code(self) -> tuple[str, ...]:
+        """Where a person's own functions are looked for."""
+        return folders(self.experiment.code)
 
     @contextlib.contextmanager
     def _make_backend(self) -> "Iterator[LiveBackend]":
@@ -210,17 +227,14 @@ class _Attempt:
             backend.close()
 
     def _check_data(self, row: RunRow | None) -> str:
-        """The SHA-256 of the data set.
+        """The SHA-256 of the data.
 
         Raises:
             BadInput: It cannot be read, or the run of that name is another.
         """
-        from clnp.tasks import dataset_sha256
+        from search.building import data_sha256
 
-        try:
-            data = dataset_sha256(self.experiment.tasks.dataset, self.data_dir)
-        except DataUnavailable as error:
-            raise BadInput(str(error)) from error
+        data = data_sha256(self.experiment, self.data_dir, self._code)
         if row is not None:
             self._refuse_other(row, data)
         return data
@@ -260,16 +274,19 @@ class _Attempt:
         Raises:
             SearchError: Why it stopped.
         """
-        from search.worker import WorkerSettings, build_sequence
+        from search.building import build_sequence
+        from search.worker import WorkerSettings
 
-        backend.start(pool, WorkerSettings(writer.artifacts.location, self.data_dir, pool.device, pool.cpu))
+        where = (self.data_dir, self._code)
+        settings = WorkerSettings(writer.artifacts.location, self.data_dir, pool.device, pool.cpu, self._code)
+        backend.start(pool, settings)
         worker = self.experiment.worker.model_copy(update={"gpu": pool.gpu})
         run = Run(
             # With what gpu: auto became, since the stacks go by it.
             self.experiment.model_copy(update={"worker": worker}),
             writer,
             self.store.history(self.name),
-            data=lambda replica, task: build_sequence(self.experiment, replica, self.data_dir).sha256(task),
+            data=lambda replica, task: build_sequence(self.experiment, replica, *where).sha256(task),
             workers=pool.workers,
             allow_missing=self.allow_missing,
             on_event=self.view.event,

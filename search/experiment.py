@@ -1,17 +1,20 @@
 """The experiment file: what it may hold, what makes two of them the same run. Imports no torch and no Ray."""
 
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
-from clnp.tasks.sizes import Sizes, dataset_sizes, validation_count
+from clnp.tasks.sizes import Sizes, dataset_sizes, split_sizes, validation_count
 from search import experiment_file
+from search.errors import BadInput
 from search.fields import Count, Natural, OrAuto, RunName, Share, Text, choice, refusal, refuse
-from search.sections import Grid, Model, Rule, Section, Tasks, Training, Worker, spread
+from search.outline import Outline, of_mlp
+from search.sections import Grid, Grow, Model, Rule, Section, Tasks, Training, Worker, spread
+from search.yaml_file import show_path
 
 __all__ = ["Experiment", "differences", "read_experiment", "schema", "shipped"]
 
@@ -27,7 +30,7 @@ class Experiment(Section):
     )
     description: Text = Field(default="", description="One line for people.")
     tasks: Tasks = Field(default=Tasks(), description="The sequence of tasks.")
-    model: Model = Field(default=Model(), description="The network, of fixed size.")
+    model: Model = Field(default=Model(), description="The network.")
     head: Annotated[_Head, choice(_Head)] = Field(
         default="single", description="One output layer for all tasks (single) or one a task (multi)."
     )
@@ -39,6 +42,9 @@ class Experiment(Section):
     grid: Grid = Field(default=Grid(), description="What is tried on each task: every alpha with every learning_rate.")
     training: Training = Field(default=Training(), description="How a cell is trained.")
     rule: Rule = Field(default=Rule(), description="Which trial is committed, and how far it is pruned.")
+    grow: Grow | None = Field(
+        default=None, description="Adds units to the layers that ran out of free ones; left out, the size is fixed."
+    )
     workers: OrAuto = Field(default="auto", description="How many workers; auto fills the machine or cluster.")
     worker: Worker = Field(default=Worker(), description="What one worker gets.")
     retries: Natural = Field(
@@ -48,13 +54,17 @@ class Experiment(Section):
         default="winners", description="Whose tensors stay after a commit: winners, candidates or all."
     )
 
+    # What a file that names functions of one's own does not say, and does not hold: see with_outline and with_code.
+    _outline: Outline | None = PrivateAttr(default=None)
+    _code: str | None = PrivateAttr(default=None)
+
     @field_validator("validation")
     @classmethod
     def _splits_hold_samples(cls, validation: float, info: ValidationInfo) -> float:
-        if "tasks" in info.data:
-            samples = dataset_sizes(info.data["tasks"].dataset).train
-            if not 0 < validation_count(validation, samples) < samples:
-                raise refusal(f"of {samples} samples it must leave some for training and some for validation")
+        if "tasks" in info.data and not info.data["tasks"].own:
+            for samples in sorted({sizes.train for sizes in _sizes(info.data["tasks"])}):
+                if not 0 < validation_count(validation, samples) < samples:
+                    raise refusal(f"of {samples} samples it must leave some for training and some for validation")
         return validation
 
     @field_validator("grid")
@@ -76,30 +86,50 @@ class Experiment(Section):
         return rule
 
     @property
-    def layer_names(self) -> tuple[str, ...]:
-        """The layers from the input on, the output layer last: ``("hidden1", …, "output")``."""
-        return self.model.layer_names
+    def plain(self) -> bool:
+        """Whether the file alone says the outline: then it is known without torch."""
+        return _is_plain(self.tasks, self.model)
 
     @property
-    def widths(self) -> tuple[int, ...]:
-        """Units of each hidden layer."""
-        return self.model.hidden
+    def outline(self) -> Outline:
+        """What is known of network and tasks before anything is trained.
+
+        Raises:
+            RuntimeError: Only torch knows it, and :meth:`with_outline` gave none.
+        """
+        if self._outline is not None:
+            return self._outline
+        if not self.plain:
+            raise RuntimeError(f"the outline of {self.model.kind} is not known yet: search.building.resolve finds it")
+        return _plain_outline(self.tasks, self.model, self.validation)
 
     @property
-    def sizes(self) -> Sizes:
-        """The sizes of the data set."""
-        return dataset_sizes(self.tasks.dataset)
+    def code(self) -> str | None:
+        """The folder in which functions of one's own are looked for first, or None. No part of the identity."""
+        return self._code
 
     @property
-    def validation_samples(self) -> int:
-        """How many samples the validation split has."""
-        return validation_count(self.validation, self.sizes.train)
+    def task_sizes(self) -> tuple[Sizes, ...]:
+        """The sizes of every task that is not a person's own; of the first alone where all are alike."""
+        return _sizes(self.tasks)
 
-    @property
-    def weights(self) -> int:
-        """How many weights one network has, biases and all but one head left out."""
-        widths = (self.sizes.inputs, *self.widths, self.sizes.classes)
-        return sum(inputs * units for inputs, units in itertools.pairwise(widths))
+    def with_outline(self, outline: Outline) -> "Experiment":
+        """The same experiment, its outline known.
+
+        Raises:
+            BadInput: The grid does not fit the layers.
+        """
+        for path, value, mend in self.grid.problems(outline.layer_names):
+            raise BadInput(f"{show_path(('grid', *path))} is {json.dumps(value)}; {mend}")
+        other = self.model_copy()
+        other._outline = outline
+        return other
+
+    def with_code(self, folder: str | None) -> "Experiment":
+        """The same experiment, its own functions looked for in ``folder`` (absolute) first."""
+        other = self.model_copy()
+        other._code = folder
+        return other
 
     def margin(self, task: int) -> Fraction:
         """The margin of a task in percentage points, exactly the decimal that was written: 0.05 is 1/20.
@@ -121,7 +151,12 @@ class Experiment(Section):
         return _identity(self, data, self.tasks.count)
 
     def to_json(self) -> dict[str, Any]:
-        """Every key with its value, as JSON-able data; :meth:`from_json` gives an equal experiment."""
+        """Every key with its value, as JSON-able data, and what no file holds; :meth:`from_json` gives an equal one."""
+        beside = {"outline": None if self._outline is None else self._outline.to_json(), "code": self._code}
+        return {**self.to_file(), **{key: value for key, value in beside.items() if value is not None}}
+
+    def to_file(self) -> dict[str, Any]:
+        """Every key with its value, as an experiment file holds them."""
         return self.model_dump(mode="json")
 
     @classmethod
@@ -131,7 +166,34 @@ class Experiment(Section):
         Raises:
             BadInput: It is not one, or is one of another version with other keys.
         """
-        return experiment_file.validated(data, "the recorded experiment", cls)
+        keys = {key: value for key, value in data.items() if key not in ("outline", "code")}
+        found = experiment_file.validated(keys, "the recorded experiment", cls)
+        try:
+            found._outline = Outline.from_json(data["outline"]) if "outline" in data else None
+        except ValueError as error:
+            raise BadInput(f"the recorded experiment: {error}") from None
+        found._code = data.get("code")
+        return found
+
+
+def _is_plain(tasks: Tasks, model: Model) -> bool:
+    return model.kind == "mlp" and not tasks.own
+
+
+def _sizes(tasks: Tasks) -> tuple[Sizes, ...]:
+    """The sizes of every task, or of the first where all are alike."""
+    dataset = str(tasks.dataset)
+    if tasks.classes is not None:
+        return split_sizes(dataset, classes=tasks.classes, count=tasks.count)
+    whole = dataset_sizes(dataset)
+    return (whole._replace(shape=(whole.inputs,)),)
+
+
+def _plain_outline(tasks: Tasks, model: Model, validation: float) -> Outline:
+    first = _sizes(tasks)[0]
+    held_out = validation_count(validation, first.train)
+    hidden = model.hidden or ()
+    return of_mlp(first.shape, hidden, first.classes, train=first.train - held_out, validation=held_out)
 
 
 def read_experiment(source: str, sets: Sequence[str] = ()) -> Experiment:
@@ -145,7 +207,10 @@ def read_experiment(source: str, sets: Sequence[str] = ()) -> Experiment:
         BadInput: There is no such file; it is not YAML; a key is unknown or stands twice; a value is of the wrong
             kind, out of range or does not fit another. Everything that is wrong with the values is listed.
     """
-    return experiment_file.read(source, sets, Experiment)
+    found = experiment_file.read(source, sets, Experiment)
+    if source in experiment_file.shipped_names() or not (found.model.own or found.tasks.own):
+        return found
+    return found.with_code(str(Path(source).absolute().parent))
 
 
 def shipped() -> dict[str, str]:
@@ -170,6 +235,9 @@ def differences(old: Experiment, new: Experiment, old_data: str, new_data: str) 
     """
     count = min(old.tasks.count, new.tasks.count)
     before, after = (dict(_flat(_identity(one, data, count))) for one, data in ((old, old_data), (new, new_data)))
+    if any(before.get(key) != after.get(key) for key in [*before, *after] if key.startswith(("model.", "tasks."))):
+        # Said already, in words that a person wrote.
+        before["architecture"] = after["architecture"]
     lines = [
         f"{key}: was {json.dumps(before.get(key))}, is {json.dumps(after.get(key))}"
         for key in dict.fromkeys([*before, *after])
@@ -186,7 +254,7 @@ def differences(old: Experiment, new: Experiment, old_data: str, new_data: str) 
 
 
 def _identity(experiment: Experiment, data: str, count: int) -> dict[str, Any]:
-    grid, layers = experiment.grid, len(experiment.layer_names)
+    grid, layers = experiment.grid, len(experiment.outline.layers)
 
     def axes(task: int) -> dict[str, Any]:
         alpha, learning_rate = grid.axes(task)
@@ -200,6 +268,7 @@ def _identity(experiment: Experiment, data: str, count: int) -> dict[str, Any]:
         "data": data,
         "tasks": experiment.tasks.model_dump(mode="json", exclude={"count"}),
         **experiment.model_dump(mode="json", include={"model", "head", "validation", "seed"}),
+        "architecture": experiment.outline.architecture,
         "grid": {**axes(0), "after_first": "winner" if grid.after_first == "winner" else axes(1)},
         "training": experiment.training.model_dump(mode="json"),
         "rule": rule,

@@ -20,6 +20,10 @@ Kind = TypeVar("Kind", bound=BaseModel)
 _Tree = dict[str, "_Tree | None"]
 
 
+class _Free(dict[str, "_Tree | None"]):
+    """The keys of a section that takes any."""
+
+
 def read(source: str, sets: Sequence[str], kind: type[Kind]) -> Kind:
     """Read a shipped experiment or a file into ``kind``; see :func:`search.experiment.read_experiment`."""
     text, name = _read(source)
@@ -102,6 +106,8 @@ def _check_known(path: Path, where: str, known: _Tree) -> None:
         if tree is None:
             above = show_path(path[:depth])
             raise BadInput(f"{where}: {above} is a single value, without keys; give {above}=value")
+        if isinstance(tree, _Free):
+            return
         if part not in tree:
             raise BadInput(f"{where}: {_unknown(path[: depth + 1], known)}")
         tree = tree[str(part)]
@@ -180,5 +186,7 @@ def _tree(model: type[BaseModel]) -> _Tree:
     for key, field in model.model_fields.items():
         kinds = (field.annotation, *typing.get_args(field.annotation))
         inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        tree[key] = _tree(inner[0]) if inner else None
+        # As an annotation an alias such as Options comes within Annotated.
+        free = any(typing.get_origin(kind) is dict for one in kinds for kind in (one, *typing.get_args(one)))
+        tree[key] = _tree(inner[0]) if inner else _Free() if free else None
     return tree

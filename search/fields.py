@@ -1,7 +1,8 @@
 """The kinds of value an experiment file holds, each with its own words for what is wrong with another."""
 
 import math
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError
@@ -20,12 +21,18 @@ __all__ = [
     "Margin",
     "Momentum",
     "Natural",
+    "Options",
     "OrAuto",
     "RunName",
     "Share",
     "Text",
+    "Units",
+    "WeightDecay",
+    "Width",
     "choice",
+    "is_own",
     "listed",
+    "or_own",
     "refusal",
     "refuse",
 ]
@@ -95,6 +102,17 @@ LearningRate = Annotated[float, Field(gt=0), _real("give a number above 0", lamb
 Momentum = Annotated[
     float, Field(ge=0, lt=1), _real("give a number from 0 up to, not including, 1", lambda x: 0 <= x < 1)
 ]
+WeightDecay = Annotated[float, Field(ge=0), _real("give a number of at least 0", lambda x: x >= 0)]
+Width = Annotated[float, Field(gt=0), _real("give a number above 0", lambda x: x > 0)]
+Units = Annotated[
+    float,
+    Field(gt=0),
+    _real(
+        "give a share of the first width, above 0 and below 1, or a whole number of units",
+        lambda x: 0 < x < 1 or (x >= 1 and x.is_integer()),
+    ),
+]
+"""Units: a share of a width, below 1, or a whole number of them."""
 
 
 def _one_or_more(mend: str, wrong: str, fits: Callable[[float], bool]) -> BeforeValidator:
@@ -179,9 +197,53 @@ def _run_name(value: object) -> object:
 RunName = Annotated[str, Field(min_length=1, max_length=100), BeforeValidator(_run_name)]
 
 
+_OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def is_own(kind: str) -> bool:
+    """Whether a kind names a function of a person's own: ``module:function``."""
+    return _OWN.fullmatch(kind) is not None
+
+
+def or_own(*words: str) -> BeforeValidator:
+    """One of these words, or ``module:function``."""
+
+    def read(value: object) -> object:
+        if not isinstance(value, str) or not (value in words or is_own(value)):
+            raise refusal(f"give {', '.join(words)}, or a function of your own as module:function")
+        return value
+
+    return BeforeValidator(read)
+
+
+def _options(value: object) -> object:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) and key.isidentifier() for key in value):
+        raise refusal("give a section whose keys are names of the function's arguments")
+    _check_plain(value)
+    return value
+
+
+def _check_plain(value: object) -> None:
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            _check_plain(key)
+            _check_plain(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            _check_plain(one)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise refusal("a number in it is not finite; give one that is, or text")
+    elif not (value is None or isinstance(value, bool | int | float | str)):
+        raise refusal("give plain data: mappings, lists, text, numbers, true, false and null")
+
+
+Options = Annotated[dict[str, Any], BeforeValidator(_options)]
+"""What a person's own function is called with."""
+
+
 def choice(options: Any) -> BeforeValidator:
-    """One of the words of a ``Literal``."""
-    words = get_args(options)
+    """One of the words of a ``Literal``, or of a tuple."""
+    words = options if isinstance(options, tuple) else get_args(options)
 
     def read(value: object) -> object:
         if not isinstance(value, str) or value not in words:

@@ -34,7 +34,7 @@ def cells(experiment: Experiment, task: int, first_winner: Cell | None = None) -
         if first_winner is None:
             raise ValueError(f"task {task} has the first task's winner for its grid; give it as first_winner")
         return (Cell(0, first_winner.alpha, first_winner.learning_rate),)
-    layers = len(experiment.layer_names)
+    layers = len(experiment.outline.layers)
     axes = itertools.product(*experiment.grid.axes(task))
     return tuple(Cell(index, spread(alpha, layers), rate) for index, (alpha, rate) in enumerate(axes))
 
@@ -57,7 +57,7 @@ def stacks(
     on_gpu = gpu if gpus == "auto" else gpus > 0
     if wanted != "auto":
         count = math.ceil(len(cells) / wanted)
-    elif experiment.weights >= _LARGE and not on_gpu:
+    elif experiment.outline.weights >= _LARGE and not on_gpu:
         count = len(cells)
     else:
         count = max(math.ceil(workers / experiment.replicas), math.ceil(len(cells) / _MOST))
@@ -91,15 +91,21 @@ def expected_share(experiment: Experiment, task: int) -> float:
 
 
 def _strongest_alpha(experiment: Experiment, task: int) -> float:
-    layers = len(experiment.layer_names)
-    return max(spread(entry, layers)[-2] for entry in experiment.grid.axes(task)[0])
+    outline = experiment.outline
+    places = [place for place, layer in enumerate(outline.layers) if layer.group == outline.layers[-1].source]
+    entries = [spread(entry, len(outline.layers)) for entry in experiment.grid.axes(task)[0]]
+    return max(entry[place] for entry in entries for place in places)
+
+
+def _last_width(experiment: Experiment) -> int:
+    return experiment.outline.widths[experiment.outline.last]
 
 
 def _strength(experiment: Experiment, task: int) -> float:
     training = experiment.training
-    batches = math.ceil((experiment.sizes.train - experiment.validation_samples) / training.batch_size)
+    batches = math.ceil(experiment.outline.train / training.batch_size)
     epochs = training.epochs * batches / 211
-    return float(experiment.widths[-1]) ** 2 * epochs * max(experiment.grid.axes(task)[1]) / 0.16
+    return float(_last_width(experiment)) ** 2 * epochs * max(experiment.grid.axes(task)[1]) / 0.16
 
 
 def warnings(experiment: Experiment) -> list[str]:
@@ -117,7 +123,7 @@ def warnings(experiment: Experiment) -> list[str]:
 
 
 def _margin_warnings(experiment: Experiment) -> list[str]:
-    samples = experiment.validation_samples
+    samples = experiment.outline.validation
     margins = {experiment.margin(task): task for task in reversed(range(experiment.tasks.count))}
     return [
         f"rule.margin is {float(margin):g} in task {task + 1}: {float(margin * samples / 100):g} of a validation "
@@ -128,14 +134,20 @@ def _margin_warnings(experiment: Experiment) -> list[str]:
 
 
 def _room_warnings(experiment: Experiment) -> list[str]:
-    """Single-head alone: there each task needs units of its own in the last hidden layer; a full one ends the run."""
+    """Single-head alone: there each task needs units of its own in the last hidden layer; a full one ends the run.
+
+    Of dense networks of fixed size alone: the rule of thumb was measured on no other.
+    """
+    if experiment.head != "single" or experiment.model.kind != "mlp" or experiment.grow is not None:
+        return []
     count, last = experiment.tasks.count, experiment.tasks.count - 1
     shares = [expected_share(experiment, task) for task in range(count)]
-    if experiment.head != "single" or sum(shares) <= 1:
+    if sum(shares) <= 1:
         return []
+    outline = experiment.outline
     enough = last / _strength(experiment, last)  # the tasks share the layer evenly
     return [
-        f"α looks too weak to leave room for {count} tasks: the largest for {experiment.layer_names[-2]} is "
+        f"α looks too weak to leave room for {count} tasks: the largest for {outline.layer_names[-2]} is "
         f"{_strongest_alpha(experiment, last):g}, and by a rule of thumb a task then claims {shares[last]:.0%} of its "
-        f"{experiment.widths[-1]} units; try an α of {enough:.2g}, more epochs or a larger learning rate"
+        f"{_last_width(experiment)} units; try an α of {enough:.2g}, more epochs or a larger learning rate"
     ]

@@ -40,8 +40,8 @@ __all__ = [
     "read",
 ]
 
-SCHEMA = 1
-"""The version of these tables. A database with a higher one was made by a newer package and is refused."""
+SCHEMA = 2
+"""The version of these tables and of the records in them. A database with another one is refused."""
 
 Record = TypeVar("Record")
 
@@ -203,7 +203,7 @@ def has_tables(database: Database) -> bool:
     """Whether the database holds these tables.
 
     Raises:
-        BadInput: They are of a newer version.
+        BadInput: They are of another version.
     """
 
     def look() -> int | None:
@@ -216,7 +216,12 @@ def has_tables(database: Database) -> bool:
     if version is not None and version > SCHEMA:
         raise BadInput(
             f"{database.url} has clnp-search tables of version {version}, made by a newer clnp-search; this one knows "
-            f"versions up to {SCHEMA}: pip install --upgrade clnp-search"
+            f"version {SCHEMA}: pip install --upgrade clnp-search"
+        )
+    if version is not None and version < SCHEMA:
+        raise BadInput(
+            f"{database.url} has clnp-search tables of version {version}, made by an older clnp-search; this one knows "
+            f"version {SCHEMA}: give another --storage, or go on with the clnp-search that made it"
         )
     return version is not None
 
@@ -225,7 +230,7 @@ def create_tables(database: Database) -> None:
     """Make the database ready for writing, and the tables where they are missing.
 
     Raises:
-        BadInput: They are of a newer version; nothing was written.
+        BadInput: They are of another version; nothing was written.
     """
     found = has_tables(database)
     database.prepare()

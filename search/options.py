@@ -87,6 +87,12 @@ fingerprint and measure its test accuracy after each. One line says whether anyt
 the exit code is 3 and the lines before it name what and which file.
 """
 
+_EXPORT = """
+Write a committed task's narrow network, with the permutation and scaling that its samples go through first, as a file
+that is used without this package: .safetensors with its architecture, .onnx, or .pt2 for torch.export. Every
+fingerprint is checked on the way.
+"""
+
 _DELETE = """
 Remove a run for good: its Optuna studies, its ledger rows and its artifacts together. Asks for the name to be typed.
 """
@@ -122,6 +128,20 @@ def _parser() -> argparse.ArgumentParser:
     verify = _add(commands, "verify", "check every commit bit for bit", _VERIFY, "verify quickstart")
     _add_name(verify)
     _add_data(verify)
+    export = _add(
+        commands,
+        "export",
+        "write a task's narrow network",
+        _EXPORT,
+        "export quickstart --task 2 --to task-2.onnx",
+    )
+    _add_name(export)
+    export.add_argument("--task", type=int, required=True, metavar="T", help="from 1")
+    export.add_argument(
+        "--to", required=True, metavar="FILE", help="where to write; its ending is .safetensors, .onnx or .pt2"
+    )
+    export.add_argument("--replica", type=int, metavar="R", help="from 1 (default: 1)")
+    _add_data(export)
     delete = _add(commands, "delete", "remove a run", _DELETE, "delete quickstart")
     _add_name(delete)
     delete.add_argument("--yes", metavar="NAME", help="the name again, instead of typing it")

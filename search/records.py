@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import TypeAdapter
 
 from clnp.forgetting import Point
+from clnp.usage import Usage
 
 __all__ = [
     "Cell",
@@ -39,13 +40,19 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What is written down when a task opens: its cells and the stacks (of cell indices) that they train in."""
+    """What is written down when a task opens.
+
+    Attributes:
+        stacks: Which cells, by index, train as one.
+        widths: Units of each hidden group while the task is open.
+    """
 
     replica: int
     task: int
     data: str
     cells: tuple[Cell, ...]
     stacks: tuple[tuple[int, ...], ...]
+    widths: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,22 +107,31 @@ class CellRecord:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """What a worker needs of an earlier commit: where its tensors are and what they must hash to."""
+    """What a worker needs of an earlier commit: where its tensors are, what they must hash to, and the units of each
+    hidden group then."""
 
     task: int
     artifact: str
     fingerprint: str
+    widths: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class StackJob:
-    """Train these cells as one stack. ``id`` is the ledger's; ``experiment`` the resolved experiment file."""
+    """Train these cells as one stack.
+
+    Attributes:
+        id: The ledger's.
+        widths: Units of each hidden group while the task is open.
+        experiment: See :meth:`search.experiment.Experiment.to_json`.
+    """
 
     id: int
     replica: int
     task: int
     cells: tuple[Cell, ...]
     commits: tuple[Committed, ...]
+    widths: tuple[int, ...]
     data: str
     experiment: dict[str, Any]
     kind: Literal["stack"] = "stack"
@@ -137,6 +153,7 @@ class CommitJob:
     candidates: tuple[int, ...]
     missing: tuple[int, ...]
     commits: tuple[Committed, ...]
+    widths: tuple[int, ...]
     data: str
     experiment: dict[str, Any]
     kind: Literal["commit"] = "commit"
@@ -155,7 +172,9 @@ class CommitRecord:
         best, needed: Right answers of the best trial of the grid, and the cut line.
         candidates: Cell indices within the margin, unpruned.
         missing: Cell indices without a record, where that was allowed.
-        claimed, free: New and still free units, one number a hidden layer.
+        widths: Units of each hidden group while the task was open.
+        claimed, free: New and still free units, one number a hidden group.
+        usage: What the task uses of the network, and what of it is its own.
         artifact: SHA-256 of the tensors that the task added; ``size`` is their bytes.
         fingerprints: Of every task so far, this one last, measured after the commit.
         changed: How many earlier fingerprints or logits differ from before. Anything but 0 is never written.
@@ -173,8 +192,10 @@ class CommitRecord:
     needed: int
     candidates: tuple[int, ...]
     missing: tuple[int, ...]
+    widths: tuple[int, ...]
     claimed: tuple[int, ...]
     free: tuple[int, ...]
+    usage: Usage
     artifact: str
     size: int
     fingerprints: tuple[str, ...]

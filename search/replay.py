@@ -7,11 +7,11 @@ from typing import Literal
 
 from clnp.forgetting import Choice, Point
 from search.book import History, place
+from search.decisions import pick_winner
 from search.errors import Damage
 from search.experiment import Experiment
 from search.names import study_name
 from search.records import Cell, CellRecord, CommitRecord
-from search.replica import pick_winner
 
 __all__ = ["Replayed", "recorded_cells", "replay"]
 
@@ -45,11 +45,6 @@ class Replayed:
     cost: int
     total: int
     freed: tuple[int, ...]
-
-    @property
-    def picks_same(self) -> bool:
-        """Whether winner and θ are those of the commit, whatever came before."""
-        return (self.winner.index, self.point) == (self.committed.index, self.committed_point)
 
     @property
     def points(self) -> float:

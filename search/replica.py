@@ -9,12 +9,12 @@ replica goes through its tasks in order, and through these steps in each::
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Literal, TypeVar
 
 from clnp.errors import Damaged, NothingToCommit
-from clnp.forgetting import Choice, Sparsity, Trial, choose
+from clnp.forgetting import Choice
 from search.book import History, Place, place
+from search.decisions import grown_widths, losers, pick_winner
 from search.errors import Damage, Impossible, Unavailable
 from search.experiment import Experiment
 from search.grid import cells, stacks
@@ -29,8 +29,6 @@ __all__ = [
     "Replica",
     "Step",
     "Train",
-    "losers",
-    "pick_winner",
     "place",
 ]
 
@@ -42,11 +40,12 @@ STACK_LOSSES = 2
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Write down the cells of the next task and the stacks that they will train in."""
+    """Write down the cells of the next task, the stacks that they will train in, and the units of each group."""
 
     task: int
     cells: tuple[Cell, ...]
     stacks: tuple[tuple[int, ...], ...]
+    widths: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +153,8 @@ class Replica:
         """The next step, or None: there is none, or none before a job that is out has ended.
 
         Raises:
-            Impossible: No unit of the last hidden layer is left for a task with a single head; or every cell has its
-                record, and none is worth committing.
+            Impossible: No unit of the group that the head reads is left for a task with a single head; or every cell
+                has its record, and none is worth committing.
             Damage: A record contradicts itself.
             Unavailable: Every cell was lost too often.
         """
@@ -180,7 +179,9 @@ class Replica:
         """The step as a job for a worker. It is out until it has :meth:`returned`."""
         self._out[job_id] = step
         opening = self.openings[step.task]
-        commits = tuple(Committed(record.task, record.artifact, record.fingerprint) for record in self.commits)
+        commits = tuple(
+            Committed(record.task, record.artifact, record.fingerprint, record.widths) for record in self.commits
+        )
         if isinstance(step, Train):
             return StackJob(
                 id=job_id,
@@ -188,6 +189,7 @@ class Replica:
                 task=step.task,
                 cells=tuple(opening.cells[index] for index in step.stack),
                 commits=commits,
+                widths=opening.widths,
                 data=opening.data,
                 experiment=self._resolved,
             )
@@ -204,6 +206,7 @@ class Replica:
             candidates=step.choice.candidates,
             missing=step.missing,
             commits=commits,
+            widths=opening.widths,
             data=opening.data,
             experiment=self._resolved,
         )
@@ -257,24 +260,40 @@ class Replica:
 
     def _check_room(self) -> None:
         """The last commit says whether the next task finds a unit to claim: no worker need find out."""
-        last = self._experiment.layer_names[-2]
-        if self._experiment.head == "single" and last in self._full_layers():
+        outline = self._experiment.outline
+        widths, free = self._room()
+        if self._experiment.head == "single" and free[outline.last] == 0:
             raise Impossible(
-                f"{place(self.index, self.task)}: no free unit left in {last}: all {self._experiment.widths[-1]} are "
-                f"owned, and with a single head a task reads only new ones. The tasks committed so far are kept; widen "
-                f"the layer, prune harder (a larger α or margin) or give each task its own head, and give the new run "
-                f"another --name"
+                f"{place(self.index, self.task)}: no free unit left in {outline.group_names[outline.last]}: all "
+                f"{widths[outline.last]} are owned, and with a single head a task reads only new ones. The tasks "
+                f"committed so far are kept. To go on with this run give the same command with grow: in the experiment "
+                f"(such as --set grow.by=0.25), which adds units; or give another --name to a new run that is wider, "
+                f"prunes harder (a larger α or margin) or has a head a task"
             )
 
-    def _full_layers(self) -> list[str]:
-        """The hidden layers without a free unit."""
-        free = self.commits[-1].free if self.commits else self._experiment.widths
-        return [layer for layer, units in zip(self._experiment.layer_names, free, strict=False) if units == 0]
+    def _room(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Units of each hidden group in the task that is open or opens next, and how many of them are free.
+
+        An open task keeps what it opened with, whatever ``grow`` says now (Promise 3). The first one never grows.
+        """
+        outline = self._experiment.outline
+        if not self.commits:
+            return outline.widths, outline.widths
+        last = self.commits[-1]
+        widths = self.openings[self.task].widths if self.is_open else grown_widths(self._experiment, last)
+        return widths, tuple(
+            free + now - before for free, now, before in zip(last.free, widths, last.widths, strict=True)
+        )
+
+    def _full_groups(self) -> list[str]:
+        """The hidden groups without a free unit."""
+        names = self._experiment.outline.group_names
+        return [name for name, units in zip(names, self._room()[1], strict=True) if units == 0]
 
     def _open(self) -> Open:
         first = self.commits[0].winner if self.commits else None
         grid = cells(self._experiment, self.task, first)
-        return Open(self.task, grid, stacks(self._experiment, grid, workers=self._workers))
+        return Open(self.task, grid, stacks(self._experiment, grid, workers=self._workers), self._room()[0])
 
     def _waiting(self) -> Iterator[Train]:
         """The stacks, and the cells on their own, that still lack records and are not out."""
@@ -324,40 +343,11 @@ class Replica:
 
     def _crowding(self) -> str:
         """What may have kept the trials from learning, if any came to an end: a layer without a free unit."""
-        full = self._full_layers() if any(record.score for record in self.records[self.task].values()) else []
+        full = self._full_groups() if any(record.score for record in self.records[self.task].values()) else []
         return "".join(f"; {layer} has no free unit left: widen it or prune harder" for layer in full)
 
     def _losers(self, task: int) -> tuple[str, ...]:
         return losers(self._experiment.keep, self.records[task], self.commits[task])
-
-
-def pick_winner(records: Mapping[int, CellRecord], margin: Fraction, sparsity: Sparsity) -> Choice:
-    """The rule on the finished cells of one task, in grid order: from the records alone (Promise 4, Sec. 2.2).
-
-    Raises:
-        clnp.errors.NothingToCommit: None of them is worth committing.
-        clnp.errors.Damaged: A staircase is not that of its trial.
-    """
-    scored = [(records[index], score) for index in sorted(records) if (score := records[index].score) is not None]
-    return choose(
-        [Trial(record.cell.index, score.correct, record.staircase) for record, score in scored],
-        total=scored[0][1].total if scored else 0,
-        majority=max((record.majority for record, _ in scored), default=0),
-        margin=margin,
-        sparsity=sparsity,
-    )
-
-
-def losers(
-    keep: Literal["winners", "candidates", "all"], records: Mapping[int, CellRecord], commit: CommitRecord
-) -> tuple[str, ...]:
-    """The tensors of a committed task that are not kept: those of every cell but the winner, or but the candidates."""
-    if keep == "all":
-        return ()
-    kept = {commit.winner.index, *(commit.candidates if keep == "candidates" else ())}
-    needed = {commit.artifact, *(record.artifact for index, record in records.items() if index in kept)}
-    artifacts = (records[index].artifact for index in sorted(records))
-    return tuple(dict.fromkeys(artifact for artifact in artifacts if artifact and artifact not in needed))
 
 
 def _in_order(index: int, what: str, records: Mapping[Place, Record]) -> list[Record]:

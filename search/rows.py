@@ -12,7 +12,18 @@ from search.names import study_name
 from search.records import CellRecord, CommitRecord, Opening
 from search.studies import finished
 
-__all__ = ["AttemptRow", "History", "JobRow", "Loss", "RunRow", "read_attempts", "read_history", "read_jobs"]
+__all__ = [
+    "AttemptRow",
+    "History",
+    "JobRow",
+    "Loss",
+    "RunRow",
+    "read_attempts",
+    "read_cell",
+    "read_history",
+    "read_jobs",
+    "read_opening",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +148,28 @@ def read_history(connection: Connection, run_id: int | None, name: str) -> Histo
     for row, where in _rows(connection, Openings, run_id, name):
         history.openings[row.replica, row.task] = read(Opening, row.record, where)
     return history
+
+
+def read_opening(connection: Connection, run_id: int, replica: int, task: int, where: str) -> Opening | None:
+    """A task's opening, or None. ``where`` is for messages.
+
+    Raises:
+        Damage: The row cannot be read.
+    """
+    row = Openings.run_id == run_id, Openings.replica == replica, Openings.task == task
+    text = connection.execute(select(Openings.record).where(*row)).scalar()
+    return None if text is None else read(Opening, text, where)
+
+
+def read_cell(connection: Connection, run_id: int, replica: int, task: int, cell: int, where: str) -> CellRecord | None:
+    """The row of a cell, which counts once its trial is there, or None. ``where`` is for messages.
+
+    Raises:
+        Damage: The row cannot be read.
+    """
+    row = Cells.run_id == run_id, Cells.replica == replica, Cells.task == task, Cells.cell == cell
+    text = connection.execute(select(Cells.record).where(*row)).scalar()
+    return None if text is None else read(CellRecord, text, where)
 
 
 def _rows(

@@ -11,12 +11,12 @@ from clnp.errors import DataUnavailable
 from search.book import Book, History, place
 from search.checks import check_cells, check_commit
 from search.errors import BadInput, Damage, Held, Impossible, SearchError
+from search.events import of_cell, of_commit, of_opening, of_winner
 from search.experiment import Experiment
-from search.names import cell_key
-from search.records import CellRecord, CommitJob, CommitRecord, Job, JobResult, Opening, Progress, StackJob
+from search.records import CommitJob, CommitRecord, Job, JobResult, Opening, Progress, StackJob
 from search.replica import Commit, Open, Remove, Replica, Train
 from search.snapshot import Event, EventKind, ReplicaState, RunningJob, Snapshot
-from search.text import members, numbers, plural, theta
+from search.text import members
 
 __all__ = ["Run"]
 
@@ -234,11 +234,12 @@ class Run:
     def _open_task(self, replica: Replica, step: Open) -> None:
         """Write the opening before any job of the task (Promise 3)."""
         data = self._hash_data(replica.index, step.task)
-        opening = Opening(replica.index, step.task, data, step.cells, step.stacks)
+        opening = Opening(replica.index, step.task, data, step.cells, step.stacks, step.widths)
         self._writer.open_task(opening)
         replica.opened(opening)
-        text = f"{plural(len(step.cells), 'cell')} in {plural(len(step.stacks), 'stack')}"
-        self._tell("task opened", text, replica.index, step.task)
+        outline = self._experiment.outline
+        before = replica.commits[-1].widths if replica.commits else outline.widths
+        self._queue(of_opening(opening, outline.group_names, before))
 
     def _check_data(self, replica: Replica) -> None:
         """The data of a task that opened earlier must still be what it opened with."""
@@ -266,7 +267,7 @@ class Run:
         job = replica.hand_out(job_id, step)
         self._out[job_id] = _Out(job, replica, step.wanted if isinstance(step, Train) else frozenset())
         if isinstance(job, CommitJob):
-            self._tell_winner(job)
+            self._queue(of_winner(job))
         return job
 
     def _check(self, out: _Out, result: JobResult) -> None:
@@ -295,7 +296,7 @@ class Run:
         for index in sorted(wanted & records.keys()):
             self._writer.add_cell(job.replica, job.task, records[index])
             replica.recorded(records[index])
-            self._tell_cell(job, records[index])
+            self._queue(of_cell(job, records[index]))
         reasons = {
             index: result.failures.get(index, "its worker returned no record")
             for index in sorted(wanted - records.keys())
@@ -322,11 +323,7 @@ class Run:
         self._writer.add_commit(record)
         replica.committed(record)
         self._writer.close_job(job.id, "done")
-        text = (
-            f"test {record.test.correct} of {record.test.total} right, claimed {numbers(record.claimed)} units, "
-            f"{numbers(record.free)} free"
-        )
-        self._tell("task committed", text, replica.index, job.task, job.winner.index)
+        self._queue(of_commit(record))
 
     def _lose(self, replica: Replica, job: Job, reason: str) -> None:
         self._writer.close_job(job.id, "lost", reason)
@@ -354,24 +351,11 @@ class Run:
     def _tell(
         self, kind: EventKind, text: str, replica: int | None = None, task: int | None = None, cell: int | None = None
     ) -> None:
+        self._queue(Event(kind, text, replica, task, cell))
+
+    def _queue(self, event: Event) -> None:
         if self._on_event is not None:
-            self._events.append(Event(kind, text, replica, task, cell))
-
-    def _tell_cell(self, job: StackJob, record: CellRecord) -> None:
-        if record.score is None:
-            kind: EventKind = "cell diverged"
-            text = f"{cell_key(record.cell)}: {record.diverged}"
-        else:
-            kind = "cell finished"
-            text = f"{cell_key(record.cell)}: {record.score.correct} of {record.score.total} right"
-        self._tell(kind, text, job.replica, job.task, record.cell.index)
-
-    def _tell_winner(self, job: CommitJob) -> None:
-        text = (
-            f"{cell_key(job.winner)} at θ={theta(job.point.theta)}: {job.point.correct} of {job.score.total} right "
-            f"(best {job.best}, needed {job.needed}), {numbers(job.point.claimed)} new units"
-        )
-        self._tell("winner chosen", text, job.replica, job.task, job.winner.index)
+            self._events.append(event)
 
 
 def _urgency(ready: tuple[Replica, Train | Commit]) -> tuple[bool, tuple[int, int], int]:

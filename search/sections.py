@@ -1,10 +1,13 @@
 """The sections of an experiment file, each with its keys, their defaults and what they are for."""
 
+import math
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
+from clnp.tasks.sizes import DATASETS, split_sizes
 from search.fields import (
     Count,
     Flag,
@@ -13,19 +16,24 @@ from search.fields import (
     LearningRate,
     Margin,
     Momentum,
+    Options,
     OrAuto,
+    Units,
+    WeightDecay,
+    Width,
     choice,
+    is_own,
     listed,
+    or_own,
     refusal,
 )
 from search.yaml_file import Path
 
-__all__ = ["AfterFirst", "Grid", "Model", "Rule", "Section", "Tasks", "Training", "Worker", "spread"]
+__all__ = ["AfterFirst", "Grid", "Grow", "Model", "Rule", "Section", "Tasks", "Training", "Worker", "spread"]
 
-_TasksKind = Literal["permuted"]
-_Dataset = Literal["digits", "mnist", "fashion-mnist"]
-_ModelKind = Literal["mlp"]
-_Optimizer = Literal["adam", "sgd"]
+_NARROW, _WIDE = "split-cifar-narrow", "split-cifar-wide"
+
+_Optimizer = Literal["adam", "adamw", "sgd"]
 _RuleKind = Literal["margin"]
 _Sparsity = Literal["units", "weights"]
 _Theta = Literal["shared"]
@@ -43,28 +51,140 @@ class Section(BaseModel):
 class Tasks(Section):
     """The sequence of tasks."""
 
-    kind: Annotated[_TasksKind, choice(_TasksKind)] = Field(
+    kind: Annotated[str, or_own("permuted", "split")] = Field(
         default="permuted",
-        description="How tasks come from the data set: permuted gives each its own order of the pixels.",
+        description="How tasks come about: permuted gives each its own order of a data set's pixels, split gives each "
+        "its own classes; module:function is a function of your own that returns them.",
     )
-    dataset: Annotated[_Dataset, choice(_Dataset)] = Field(
-        default="digits", description="The data set: digits (ships with scikit-learn), mnist or fashion-mnist."
+    dataset: Annotated[str, choice(DATASETS)] | None = Field(
+        default=None,
+        validate_default=True,
+        description=f"The data set of permuted and split: {', '.join(DATASETS)}. Left out: digits.",
     )
+    classes: Count | None = Field(default=None, validate_default=True, description="Of split: classes a task, from 2.")
     count: Count = Field(default=5, description="How many tasks are learnt, one after another. May grow later.")
+    options: Options | None = Field(default=None, description="What a function of your own is called with.")
+
+    @property
+    def own(self) -> bool:
+        """Whether a person's own function makes them."""
+        return is_own(self.kind)
+
+    @property
+    def title(self) -> str:
+        """What they are made from, for people: the data set, or the function."""
+        return self.kind if self.dataset is None else self.dataset
+
+    @field_validator("dataset")
+    @classmethod
+    def _dataset_of_ours(cls, dataset: str | None, info: ValidationInfo) -> str | None:
+        if "kind" not in info.data:
+            return dataset
+        if is_own(info.data["kind"]):
+            _refuse_given(dataset, "your function brings its own data")
+            return None
+        return dataset or "digits"
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_of_split(cls, classes: int | None, info: ValidationInfo) -> int | None:
+        if info.data.get("kind") == "split":
+            if classes is None or classes < 2:
+                raise refusal("give how many classes each task of a split has, at least 2")
+        elif "kind" in info.data:
+            _refuse_given(classes, "it belongs to kind: split")
+        return classes
+
+    @field_validator("count")
+    @classmethod
+    def _enough_classes(cls, count: int, info: ValidationInfo) -> int:
+        if info.data.get("kind") == "split" and {"dataset", "classes"} <= info.data.keys():
+            try:
+                split_sizes(info.data["dataset"], classes=info.data["classes"], count=count)
+            except ValueError as error:
+                raise refusal(str(error)) from None
+        return count
+
+    @field_validator("options")
+    @classmethod
+    def _options_of_own(cls, options: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
+        if "kind" in info.data and not is_own(info.data["kind"]):
+            _refuse_given(options, "it belongs to a function of your own (kind: module:function)")
+        return options
 
 
 class Model(Section):
-    """The network, of fixed size."""
+    """The network."""
 
-    kind: Annotated[_ModelKind, choice(_ModelKind)] = Field(default="mlp", description="mlp: dense layers with ReLU.")
-    hidden: Annotated[tuple[Count, ...], listed("widths, one a hidden layer")] = Field(
-        default=(128, 128), description="Units of each hidden layer, from the input on."
+    kind: Annotated[str, or_own("mlp", _NARROW, _WIDE)] = Field(
+        default="mlp",
+        description=f"mlp: dense layers with ReLU. {_NARROW} and {_WIDE}: the networks of Tables 2 and 3. "
+        "module:function: a function of your own that returns a torch module.",
     )
+    hidden: Annotated[tuple[Count, ...], listed("widths, one a hidden layer")] | None = Field(
+        default=None,
+        validate_default=True,
+        description="Of mlp: units of each hidden layer, from the input on. Left out: 128 and 128.",
+    )
+    width: Width | None = Field(
+        default=None,
+        validate_default=True,
+        description=f"Of {_NARROW} and {_WIDE}: every layer's units are multiplied by it. Left out: 1.",
+    )
+    options: Options | None = Field(default=None, description="What a function of your own is called with.")
 
     @property
-    def layer_names(self) -> tuple[str, ...]:
-        """The layers from the input on, the output layer last: ``("hidden1", …, "output")``."""
+    def own(self) -> bool:
+        """Whether a person's own function makes it."""
+        return is_own(self.kind)
+
+    @property
+    def layer_names(self) -> tuple[str, ...] | None:
+        """The layers of an mlp, the output layer last: ``("hidden1", …, "output")``; None where only torch knows."""
+        if self.hidden is None:
+            return None
         return (*(f"hidden{place}" for place in range(1, len(self.hidden) + 1)), "output")
+
+    @field_validator("hidden")
+    @classmethod
+    def _hidden_of_mlp(cls, hidden: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
+        if info.data.get("kind", "mlp") == "mlp":
+            return hidden or (128, 128)
+        _refuse_given(hidden, "it belongs to kind: mlp")
+        return None
+
+    @field_validator("width")
+    @classmethod
+    def _width_of_the_paper_s(cls, width: float | None, info: ValidationInfo) -> float | None:
+        if info.data.get("kind") in (_NARROW, _WIDE):
+            return width or 1.0
+        if "kind" in info.data:
+            _refuse_given(width, f"it belongs to {_NARROW} and {_WIDE}")
+        return width
+
+    @field_validator("options")
+    @classmethod
+    def _options_of_own(cls, options: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
+        if "kind" in info.data and not is_own(info.data["kind"]):
+            _refuse_given(options, "it belongs to a function of your own (kind: module:function)")
+        return options
+
+
+def _refuse_given(value: object, why: str) -> None:
+    if value is not None:
+        raise refusal(f"{why}: leave it out")
+
+
+class Grow(Section):
+    """Growth (Sec. 4): units that are added, before a task opens, to hidden groups that have run out of free ones."""
+
+    by: Units = Field(default=0.25, description="How many: a share of the group's first width, rounded up, or units.")
+    below: Count = Field(default=1, description="A group with fewer free units than this has run out.")
+
+    def units(self, width: int) -> int:
+        """How many units are added to a group whose first width is ``width``."""
+        # Decimals, so that a tenth of 20 is 2: 0.1 is a little more than a tenth.
+        return int(self.by) if self.by >= 1 else math.ceil(Fraction(repr(float(self.by))) * width)
 
 
 class AfterFirst(Section):
@@ -142,8 +262,11 @@ class Training(Section):
         default=30, description="Epochs a task. Sparsity grows with them, long after accuracy has settled."
     )
     batch_size: Count = Field(default=32, description="Samples a step.")
-    optimizer: Annotated[_Optimizer, choice(_Optimizer)] = Field(default="adam", description="adam or sgd.")
+    optimizer: Annotated[_Optimizer, choice(_Optimizer)] = Field(default="adam", description="adam, adamw or sgd.")
     momentum: Momentum = Field(default=0.0, description="Momentum of sgd.")
+    weight_decay: WeightDecay = Field(
+        default=0.0, description="Decoupled weight decay of adamw, on free weights alone: not on biases or BatchNorm."
+    )
     early_stopping: Flag = Field(
         default=False,
         description="Keep the first epoch of best validation accuracy. It undoes sparsity that comes later.",
@@ -156,9 +279,16 @@ class Training(Section):
     @field_validator("momentum")
     @classmethod
     def _sgd_only(cls, momentum: float, info: ValidationInfo) -> float:
-        if momentum and info.data.get("optimizer") == "adam":
-            raise refusal("adam has no momentum: leave it out, or give optimizer: sgd")
+        if momentum and info.data.get("optimizer", "sgd") != "sgd":
+            raise refusal(f"{info.data['optimizer']} has no momentum: leave it out, or give optimizer: sgd")
         return momentum
+
+    @field_validator("weight_decay")
+    @classmethod
+    def _adamw_only(cls, decay: float, info: ValidationInfo) -> float:
+        if decay and info.data.get("optimizer", "adamw") != "adamw":
+            raise refusal(f"{info.data['optimizer']} has no decoupled decay: leave it out, or give optimizer: adamw")
+        return decay
 
     @field_validator("patience")
     @classmethod

@@ -141,7 +141,7 @@ class Store:
         Raises:
             Held: A live driver has it.
             BadInput: A bad name, a folder that cannot be written or lacks the run's tensors, a run being deleted,
-                tables of a newer version.
+                tables of another version.
         """
         check_run_name(name)
         given = self._given if artifacts is None else Artifacts(artifacts).location
@@ -264,7 +264,7 @@ def open_store(
         on_outage: Told once an outage.
 
     Raises:
-        BadInput: The database cannot be used, is of a newer schema, or, without ``create``, is not there.
+        BadInput: The database cannot be used, is of another schema, or, without ``create``, is not there.
     """
     database = Database(url, create=create, patience=patience, on_outage=on_outage)
     if not has_tables(database) and not create:

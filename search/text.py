@@ -4,7 +4,23 @@ import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-__all__ = ["clock", "duration", "members", "number", "numbers", "percent", "plural", "size", "theta", "times"]
+__all__ = [
+    "MANY",
+    "clock",
+    "duration",
+    "members",
+    "number",
+    "numbers",
+    "percent",
+    "plural",
+    "size",
+    "theta",
+    "times",
+    "units",
+]
+
+MANY = 6
+"""So many groups of units, or layers, still have a column or a number each; more are summed up."""
 
 
 def percent(share: float) -> str:
@@ -23,6 +39,11 @@ def number(value: float, *, digits: int = 6) -> str:
 def numbers(values: Iterable[float]) -> str:
     """One number a layer: ``80 + 102`` stays readable where commas would look like a list."""
     return " + ".join(number(value) for value in values)
+
+
+def units(counts: Sequence[int]) -> str:
+    """Units of every group: ``80 + 102``, or of many groups their sum: ``1,234 in 20 groups``."""
+    return numbers(counts) if len(counts) <= MANY else f"{sum(counts):,} in {len(counts)} groups"
 
 
 def members(cells: Sequence[int]) -> str:

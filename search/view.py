@@ -15,8 +15,8 @@ from rich.text import Text
 
 from search.book import place
 from search.snapshot import Event, ReplicaState, RunningJob, Snapshot
-from search.tables import grid
-from search.text import duration, members, numbers, percent
+from search.tables.common import grid
+from search.text import duration, members, percent, units
 
 __all__ = ["Lines", "Screen", "View", "open_view", "render"]
 
@@ -198,7 +198,7 @@ def render(name: str, snapshot: Snapshot, elapsed: float) -> RenderableType:
     replicas = grid("replica", "task", "cells", "units free", "~test accuracy, %")
     for state in snapshot.replicas:
         tests = "  ".join(f"{100 * score.accuracy:.2f}" for score in state.tests)
-        free = numbers(state.free) or "–"
+        free = units(state.free) or "–"
         replicas.add_row(str(state.index + 1), _task(state), _cells(state, "{}"), free, tests or "–")
     head = Text.assemble((name, "bold"), (f"  {duration(elapsed)}", "dim"))
     if not snapshot.running:

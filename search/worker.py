@@ -9,7 +9,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,19 +18,19 @@ import torch
 
 from clnp.activity import mean_activity
 from clnp.commit import added, commit, fingerprint, restore
+from clnp.diagnostics import diagnose
 from clnp.errors import Damaged, DataUnavailable, Diverged, NothingToCommit
 from clnp.evaluation import count_correct, full_width_agrees, full_width_difference, logits
-from clnp.models import mlp
-from clnp.network import FREE, Head, Network
+from clnp.growth import widths
+from clnp.network import FREE, Network
 from clnp.ownership import with_free
 from clnp.subnetwork import subnetwork
-from clnp.tasks import permuted
-from clnp.tasks.task import Sequence as Tasks
-from clnp.tasks.task import Task
 from clnp.tensors import decode, encode
 from clnp.thresholds import claims_at, staircase
 from clnp.training import Member, Settings, Trained, open_task, train
+from clnp.usage import Usage
 from search.artifacts import Artifacts
+from search.building import assembled, build_sequence, build_task, grown
 from search.errors import BadInput, Damage
 from search.experiment import Experiment
 from search.records import (
@@ -38,7 +38,6 @@ from search.records import (
     CellRecord,
     CommitJob,
     CommitRecord,
-    Committed,
     Failure,
     Job,
     JobResult,
@@ -51,9 +50,6 @@ from search.versions import describe
 
 __all__ = [
     "WorkerSettings",
-    "assemble",
-    "build_network",
-    "build_sequence",
     "configure",
     "device_name",
     "perform",
@@ -63,7 +59,7 @@ __all__ = [
 Report = Callable[[Progress], None]
 
 _ACTIVITY = "activity."
-"""Begins the names of a trial's entries that hold the mean activity of a layer's units."""
+"""Begins the names of a trial's entries that hold the mean activity of a group's units."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +71,14 @@ class WorkerSettings:
         data_dir: Where data sets lie, or None: where they lie by default.
         device: ``"cpu"`` or ``"cuda"``.
         threads: CPU threads that torch may use. Bits depend on it.
+        code: The folders in which a person's own functions are looked for.
     """
 
     artifacts: str
     data_dir: str | None
     device: str
     threads: int
+    code: tuple[str, ...] = ()
 
 
 def perform(job: Job, settings: WorkerSettings, report: Report = lambda _: None) -> JobResult:
@@ -138,69 +136,6 @@ def worker_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def build_network(experiment: Experiment) -> Network:
-    """The network of an experiment before its first task."""
-    sizes = experiment.sizes
-    return Network(mlp(sizes.inputs, experiment.widths, sizes.classes), head=experiment.head)
-
-
-def build_sequence(experiment: Experiment, replica: int, data_dir: str | None) -> Tasks:
-    """The tasks of a replica (from 0), whose seed is the experiment's plus its number.
-
-    Raises:
-        DataUnavailable: The data set is absent, or not the known one.
-    """
-    return _sequence(*_which(experiment, replica, data_dir))
-
-
-def assemble(experiment: Experiment, commits: Sequence[Committed], artifacts: Artifacts) -> Network:
-    """The network as the last of these commits left it, on the CPU: owned entries, everything else 0.
-
-    Args:
-        commits: All commits of a replica so far, in order.
-
-    Raises:
-        Damage: An artifact is missing or does not hash to its name.
-        Damaged: It does not fit the network, or its task's fingerprint is not the recorded one.
-    """
-    return _restore(build_network(experiment), commits, artifacts)
-
-
-def _restore(network: Network, commits: Sequence[Committed], artifacts: Artifacts) -> Network:
-    for committed in commits:
-        restore(network, decode(artifacts.get(committed.artifact)))
-        found = fingerprint(network, committed.task)
-        if found != committed.fingerprint:
-            raise Damaged(
-                f"task {committed.task + 1}: restored from artifact {committed.artifact} its fingerprint is {found}, "
-                f"but the ledger says {committed.fingerprint}"
-            )
-    return network
-
-
-def _which(experiment: Experiment, replica: int, data_dir: str | None) -> tuple[str, int, int, float, str | None]:
-    tasks, seed = experiment.tasks, experiment.seed + replica
-    return tasks.dataset, tasks.count, seed, experiment.validation, data_dir
-
-
-# Bounded, since a worker lives as long as its run. Two tasks' splits at a time are what two interleaved replicas use.
-@lru_cache(maxsize=8)
-def _sequence(dataset: str, count: int, seed: int, validation: float, data_dir: str | None) -> Tasks:
-    return permuted(dataset, count=count, seed=seed, validation=validation, data_dir=data_dir)
-
-
-@lru_cache(maxsize=2)
-def _task(dataset: str, count: int, seed: int, validation: float, data_dir: str | None, index: int) -> Task:
-    return _sequence(dataset, count, seed, validation, data_dir).task(index)
-
-
-@lru_cache(maxsize=4)
-def _assembled(
-    sizes: tuple[int, tuple[int, ...], int], head: Head, commits: tuple[Committed, ...], artifacts: str
-) -> Network:
-    return _restore(Network(mlp(*sizes), head=head), commits, Artifacts(artifacts))
-
-
 class _Place:
     """What both kinds of job begin with: the network after the last commit, and the task's data."""
 
@@ -210,17 +145,17 @@ class _Place:
         self.seed = self.experiment.seed + job.replica
         self.device = settings.device
         self.artifacts = Artifacts(settings.artifacts)
-        self.sequence = build_sequence(self.experiment, job.replica, settings.data_dir)
+        where = (settings.data_dir, settings.code)
+        self.sequence = build_sequence(self.experiment, job.replica, *where)
         found = self.sequence.sha256(job.task)
         if found != job.data:
             raise BadInput(
                 f"the data on {worker_name()} are other than the run's: their SHA-256 is {found}, and was {job.data} "
                 f"when the task opened; give this worker the same files"
             )
-        self.task = _task(*_which(self.experiment, job.replica, settings.data_dir), job.task)
-        sizes = (self.experiment.sizes.inputs, self.experiment.widths, self.experiment.sizes.classes)
-        before = _assembled(sizes, self.experiment.head, job.commits, self.artifacts.location)
-        self.network = before.copy().to(self.device)
+        self.task = build_task(self.experiment, job.replica, job.task, *where)
+        before = assembled(self.experiment, job.commits, self.artifacts, settings.code)
+        self.network = grown(before, job.widths).copy().to(self.device)
         self._settings = settings
 
     def open(self) -> Network:
@@ -323,7 +258,7 @@ class _Commit(_Place):
 
     def run(self) -> JobResult:
         job = self._job
-        network, validation = self._prune()
+        network, validation, usage = self._prune()
         # Only now does this task's test split open: its commit stands (Promise 5).
         measured = [self._measure(network, task) for task in range(job.task + 1)]
         fingerprints = tuple(fingerprint(network, task) for task in range(job.task + 1))
@@ -346,8 +281,10 @@ class _Commit(_Place):
             needed=job.needed,
             candidates=job.candidates,
             missing=job.missing,
+            widths=widths(network),
             claimed=job.point.claimed,
-            free=tuple(int((network.owner(layer) == FREE).sum()) for layer in network.hidden),
+            free=tuple(int((network.owner(group) == FREE).sum()) for group in network.groups),
+            usage=usage,
             artifact=self.artifacts.put(data),
             size=len(data),
             fingerprints=fingerprints,
@@ -359,15 +296,16 @@ class _Commit(_Place):
         )
         return JobResult(commit=record)
 
-    def _prune(self) -> tuple[Network, Score]:
-        """The committed network, its trained free weights still in place, and its score on the validation split.
+    def _prune(self) -> tuple[Network, Score, Usage]:
+        """The committed network, its trained free weights still in place, its score on the validation split, and its
+        use by the task.
 
         Raises:
             Damaged: It is not the one that was recorded.
         """
         job = self._job
         tensors = decode(self.artifacts.get(job.artifact))
-        names = [layer.name for layer in self.network.hidden]
+        names = [group.name for group in self.network.groups]
         if missing := [name for name in names if _ACTIVITY + name not in tensors]:
             raise Damaged(f"artifact {job.artifact} holds no activity of {', '.join(missing)}")
         activity = {name: tensors.pop(_ACTIVITY + name) for name in names}
@@ -382,7 +320,7 @@ class _Commit(_Place):
                 f"and {list(job.point.claimed)} units claimed, and has {correct} and {list(claimed)} on "
                 f"{device_name(self.device)}; continue on the kind of device and with the versions that trained it"
             )
-        return network, Score(correct, len(self.task.validation))
+        return network, Score(correct, len(self.task.validation)), diagnose(network, activity, job.point.theta)
 
     def _measure(self, network: Network, task: int) -> tuple[Score, bool]:
         """A task's score on its test split after the commit, and whether its logits are those from before.

@@ -17,6 +17,7 @@ from search.lease import Lease, this_process
 from search.ledger import Attempts, Cells, Commits, Jobs, Openings, Runs, delete_rows, read
 from search.names import cell_key, study_name
 from search.records import CellRecord, CommitRecord, Opening, Provenance, dump
+from search.rows import read_cell, read_opening
 from search.studies import Studies, finished
 
 __all__ = ["Writer"]
@@ -128,10 +129,10 @@ class Writer:
         Raises:
             Damage: It is open already with others.
         """
-        text = dump(opening)
+        text, here = dump(opening), (opening.replica, opening.task)
 
         def work(connection: Connection) -> None:
-            known = self._read_opening(connection, opening.replica, opening.task)
+            known = read_opening(connection, self._run, *here, self._where(*here))
             if known is None:
                 place = {"run_id": self._run, "replica": opening.replica, "task": opening.task}
                 connection.execute(insert(Openings).values(**place, record=text))
@@ -202,18 +203,19 @@ class Writer:
         Raises:
             Damage: It has a trial already, with other results.
         """
-        name = study_name(self.name, replica, task)
+        name, where = study_name(self.name, replica, task), self._where(replica, task)
 
         def work(connection: Connection) -> Opening | None:
-            opening = self._openings.get((replica, task)) or self._read_opening(connection, replica, task)
+            known_opening = self._openings.get((replica, task))
+            opening = known_opening or read_opening(connection, self._run, replica, task, where)
             if opening is None:
-                raise Damage(f"{self._where(replica, task)} has a finished cell but was never opened")
+                raise Damage(f"{where} has a finished cell but was never opened")
             self._openings[replica, task] = opening
-            known = self._read_cell(connection, replica, task, record.cell.index)
+            known = read_cell(connection, self._run, replica, task, record.cell.index, where)
             if known is not None and (name, cell_key(record.cell)) in finished(connection, [name]):
                 if _results(known) != _results(record):
                     raise Damage(
-                        f"{self._where(replica, task)}: cell {record.cell.index} ({cell_key(record.cell)}) is recorded "
+                        f"{where}: cell {record.cell.index} ({cell_key(record.cell)}) is recorded "
                         f"already, with other results: {known.score} and {record.score}; the first ones stand"
                     )
                 return None
@@ -367,16 +369,6 @@ class Writer:
         else:
             place = {"run_id": self._run, "replica": replica, "task": task, "cell": record.cell.index}
             connection.execute(insert(Cells).values(**place, **values))
-
-    def _read_opening(self, connection: Connection, replica: int, task: int) -> Opening | None:
-        row = Openings.run_id == self._run, Openings.replica == replica, Openings.task == task
-        text = connection.execute(select(Openings.record).where(*row)).scalar()
-        return None if text is None else read(Opening, text, self._where(replica, task))
-
-    def _read_cell(self, connection: Connection, replica: int, task: int, cell: int) -> CellRecord | None:
-        row = Cells.run_id == self._run, Cells.replica == replica, Cells.task == task, Cells.cell == cell
-        text = connection.execute(select(Cells.record).where(*row)).scalar()
-        return None if text is None else read(CellRecord, text, self._where(replica, task))
 
     def _remove_dropped(self) -> None:
         """Remove the tensors that were given up and that no row still needs."""

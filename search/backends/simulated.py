@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from clnp.forgetting import Point
+from clnp.usage import GroupUse, LayerUse, Usage
 from search.backends.base import Backend
 from search.experiment import Experiment
 from search.names import cell_key
+from search.outline import Outline
 from search.records import (
     Cell,
     CellRecord,
@@ -73,7 +75,7 @@ class World:
         total: Samples of the validation and of the test split.
         classes: The most frequent class has ``total // classes`` of them.
         diverges: Whether a cell of a job diverges.
-        fills: Whether the cells of a job claim every unit of the last hidden layer that is left.
+        fills: Whether the cells of a job claim every unit that is left of the group that the head reads.
 
     Attributes:
         artifacts: SHA-256 of what was written → units left free by it, where it is a commit's. Remove one to lose it.
@@ -109,9 +111,7 @@ class World:
         missing = self._missing(job)
         if missing is not None:
             return JobResult(failure=missing)
-        widths = Experiment.from_json(job.experiment).widths
-        found = self._free(job, widths)
-        free = tuple(units - claimed for units, claimed in zip(found, job.point.claimed, strict=True))
+        free = tuple(units - claimed for units, claimed in zip(self._free(job), job.point.claimed, strict=True))
         artifact = _sha256("commit", job.artifact, job.point.theta, *(commit.artifact for commit in job.commits))
         self.artifacts[artifact] = free
         fingerprints = (*(commit.fingerprint for commit in job.commits), _sha256("fingerprint", artifact))
@@ -128,8 +128,10 @@ class World:
             needed=job.needed,
             candidates=job.candidates,
             missing=job.missing,
+            widths=job.widths,
             claimed=job.point.claimed,
             free=free,
+            usage=_usage(Experiment.from_json(job.experiment).outline, job, free),
             artifact=artifact,
             size=4 * sum(job.point.claimed),
             fingerprints=fingerprints,
@@ -157,7 +159,7 @@ class World:
             epoch=1 if diverged else epochs,
             staircase=() if diverged else self._points(experiment, job, correct, *seed),
             artifact=None if diverged else artifact,
-            size=0 if diverged else 4 * sum(experiment.widths),
+            size=0 if diverged else 4 * sum(job.widths),
             provenance=_provenance(stack),
             started=started,
             ended=ended,
@@ -167,12 +169,19 @@ class World:
         points = _staircase(experiment, correct, *seed)
         if not self._fills(job):
             return points
-        left = self._free(job, experiment.widths)[-1]
-        return tuple(replace(point, claimed=(*point.claimed[:-1], left)) for point in points)
+        last = experiment.outline.last
+        left = self._free(job)[last]
+        return tuple(
+            replace(point, claimed=(*point.claimed[:last], left, *point.claimed[last + 1 :])) for point in points
+        )
 
-    def _free(self, job: Job, widths: tuple[int, ...]) -> tuple[int, ...]:
+    def _free(self, job: Job) -> tuple[int, ...]:
         """Units that the job finds free."""
-        return self.artifacts[job.commits[-1].artifact] if job.commits else widths
+        if not job.commits:
+            return job.widths
+        before = job.commits[-1]
+        grown = zip(self.artifacts[before.artifact], job.widths, before.widths, strict=True)
+        return tuple(free + now - was for free, now, was in grown)
 
     def _draw(self, *of: object) -> int:
         """Right answers: between 90 % and 99 %."""
@@ -273,17 +282,27 @@ def _epochs(job: Job) -> int:
 def _staircase(experiment: Experiment, correct: int, *seed: object) -> tuple[Point, ...]:
     """Rising θ, falling right answers and units; every task fits, whatever the points that are picked."""
     draw = random.Random(repr(("staircase", *seed)))
-    room = [width // experiment.tasks.count for width in experiment.widths]
+    widths = experiment.outline.widths
+    room = [width // experiment.tasks.count for width in widths]
     points: list[Point] = []
     theta, right = 0.0, correct + draw.randint(0, 2)
     claimed = [draw.randint((units + 1) // 2, units) for units in room]
     for _ in range(draw.randint(3, 8)):
-        free_weights = sum(width - units for width, units in zip(experiment.widths, claimed, strict=True))
+        free_weights = sum(width - units for width, units in zip(widths, claimed, strict=True))
         points.append(Point(theta, right, tuple(claimed), free_weights))
         theta += draw.uniform(0.01, 0.1)
         right -= draw.randint(1, 4)
         claimed = [max(1, units - draw.randint(0, 3)) for units in claimed]
     return tuple(points)
+
+
+def _usage(outline: Outline, job: CommitJob, free: tuple[int, ...]) -> Usage:
+    units = zip(outline.group_names, job.point.claimed, free, strict=True)
+    share = None if job.task == 0 else 0.5
+    return Usage(
+        tuple(GroupUse(name, claimed, 0, left) for name, claimed, left in units),
+        tuple(LayerUse(layer.name, layer.weights, 0, 0, share) for layer in outline.layers),
+    )
 
 
 def _provenance(stack: tuple[int, ...]) -> Provenance:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     # Not loaded for its types alone: `experiments` needs no database.
     from search.store import History, RunRow, Store
 
-__all__ = ["Known", "Report", "cell", "find_row", "layers", "provenance", "read_run", "score"]
+__all__ = ["Known", "Report", "cell", "find_commit", "find_row", "layers", "provenance", "read_run", "score"]
 
 Report = dict[str, Any]
 """A report: what JSON can hold, and no more."""
@@ -32,13 +32,22 @@ class Known:
 
     @property
     def hidden(self) -> tuple[str, ...]:
-        """The names of the layers whose units are claimed."""
-        return self.experiment.layer_names[:-1]
+        """The names of the groups whose units are claimed; in a chain of layers those of the layers."""
+        return self.experiment.outline.group_names
 
     def commits(self, replica: int) -> list[CommitRecord]:
         """The commits of a replica, in order."""
         found = (record for (place, _), record in self.history.commits.items() if place == replica)
         return sorted(found, key=lambda record: record.task)
+
+    def room(self, replica: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Units of each hidden group, what growth added included, and how many are free: now, in the open task."""
+        commits, first = self.commits(replica), self.experiment.outline.widths
+        opening = self.opening(replica, len(commits))
+        before = commits[-1].widths if commits else first
+        free = commits[-1].free if commits else first
+        now = before if opening is None else opening.widths
+        return now, tuple(left + units - was for left, units, was in zip(free, now, before, strict=True))
 
     def opening(self, replica: int, task: int) -> Opening | None:
         return self.history.openings.get((replica, task))
@@ -73,18 +82,38 @@ def read_run(store: "Store", name: str) -> Known:
     return Known(row, Experiment.from_json(row.experiment), store.history(name))
 
 
+def find_commit(known: Known, task: int | None, replica: int) -> CommitRecord:
+    """The commit of a task (from 1, the last one for None) of a replica (from 1).
+
+    Raises:
+        BadInput: There is no such replica, or the task is not committed.
+    """
+    name, count = known.row.name, known.experiment.replicas
+    if not 1 <= replica <= count:
+        raise BadInput(f"--replica {replica}: run {name!r} has replicas 1 to {count}")
+    if task is not None and not 1 <= task <= known.experiment.tasks.count:
+        raise BadInput(f"--task {task}: run {name!r} has tasks 1 to {known.experiment.tasks.count}")
+    commits = known.commits(replica - 1)
+    if not commits or (task or 1) > len(commits):
+        wanted = f"task {task}" if task else "no task"
+        so_far = f"; tasks 1 to {len(commits)} are" if commits else ""
+        verb = "is not committed yet" if task else "is committed yet"
+        raise BadInput(f"run {name!r}, replica {replica}: {wanted} {verb}{so_far}; status {name} says how far it is")
+    return commits[task - 1 if task else -1]
+
+
 def score(found: Score) -> Report:
     return {"correct": found.correct, "total": found.total, "accuracy": found.accuracy}
 
 
 def cell(found: Cell, experiment: Experiment) -> Report:
     """A cell with one α a named layer."""
-    alpha = dict(zip(experiment.layer_names, found.alpha, strict=True))
+    alpha = dict(zip(experiment.outline.layer_names, found.alpha, strict=True))
     return {"cell": found.index, "alpha": alpha, "learning_rate": found.learning_rate}
 
 
 def layers(names: Sequence[str], counts: Sequence[int]) -> dict[str, int]:
-    """One number a hidden layer, by its name."""
+    """One number a hidden group, by its name."""
     return dict(zip(names, counts, strict=True))
 
 

@@ -11,12 +11,13 @@ __all__ = ["Forecast", "forecast", "seconds_left"]
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """When a hidden layer runs out, if every task to come claims as many units as those so far did on average.
+    """When a hidden group runs out, if every task to come claims as many units as those so far did on average.
 
     Attributes:
         claimed: Units a task claimed so far, on average.
         free: Units still free.
-        full: The first task (from 1) that would find fewer free units than it claims; None: none of this run.
+        full: The first task (from 1) that would find fewer free units than it claims; None: none of this run, such as
+            where the network grows.
     """
 
     layer: str
@@ -26,17 +27,18 @@ class Forecast:
 
 
 def forecast(known: Known, replica: int) -> list[Forecast]:
-    """One forecast a hidden layer, empty before the replica's first commit."""
+    """One forecast a hidden group, empty before the replica's first commit."""
     commits = known.commits(replica)
     if not commits:
         return []
     found = []
     for place, layer in enumerate(known.hidden):
         claimed = mean(record.claimed[place] for record in commits)
-        free = commits[-1].free[place]
+        free = known.room(replica)[1][place]
         left = int(free // claimed) if claimed else known.experiment.tasks.count
         full = len(commits) + left + 1
-        found.append(Forecast(layer, claimed, free, full if full <= known.experiment.tasks.count else None))
+        never = known.experiment.grow is not None or full > known.experiment.tasks.count
+        found.append(Forecast(layer, claimed, free, None if never else full))
     return found
 
 

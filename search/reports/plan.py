@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from clnp.errors import DataUnavailable
-from clnp.tasks import dataset_sha256
+from search.errors import BadInput
 from search.experiment import Experiment, differences
 from search.grid import cells, stacks, warnings
 from search.machine import Pool, form_pool, this_machine
 from search.names import check_run_name
+from search.own_code import folders
 from search.records import Cell
 from search.reports.common import Known, Report, cell, layers
 from search.reports.forecast import forecast
@@ -28,28 +28,36 @@ def plan(experiment: Experiment, name: str, *, store: Store | None, data_dir: st
         data_dir: Where to look for the data set.
 
     Raises:
-        BadInput: The name cannot name a run, or the workers do not fit this machine.
+        BadInput: The name cannot name a run, the workers do not fit this machine, or network and tasks cannot be built.
     """
     check_run_name(name)
-    data, absent = _data(experiment, data_dir)
+    code = folders(experiment.code)
+    if not experiment.plain:
+        from search.building import resolve
+
+        experiment = resolve(experiment, data_dir, code)
+    outline = experiment.outline
+    data, absent = _data(experiment, data_dir, code)
     pool = form_pool(experiment, [this_machine()])
     known = _known(store, name)
     return {
         "run": name,
         "description": experiment.description,
-        "dataset": experiment.tasks.dataset,
+        "tasks": experiment.tasks.title,
         "count": experiment.tasks.count,
         "replicas": experiment.replicas,
         "head": experiment.head,
-        "inputs": experiment.sizes.inputs,
-        "units": layers(experiment.layer_names[:-1], experiment.widths),
-        "classes": experiment.sizes.classes,
-        "weights": experiment.weights,
-        "validation": experiment.validation_samples,
+        "network": experiment.model.kind,
+        "shape": list(outline.shape),
+        "units": layers(outline.group_names, outline.widths),
+        "classes": outline.classes,
+        "weights": outline.weights,
+        "grow": None if experiment.grow is None else experiment.grow.model_dump(mode="json"),
+        "validation": outline.validation,
         "epochs": experiment.training.epochs,
         "margin": experiment.rule.model_dump(mode="json")["margin"],
         "sparsity": experiment.rule.sparsity,
-        "layers": list(experiment.layer_names),
+        "layers": list(outline.layer_names),
         "grids": list(_grids(experiment, pool)),
         "workers": {"count": pool.workers, "device": pool.device, "threads": pool.cpu, "gpu": pool.gpu},
         "disk": _disk(experiment),
@@ -60,11 +68,13 @@ def plan(experiment: Experiment, name: str, *, store: Store | None, data_dir: st
     }
 
 
-def _data(experiment: Experiment, data_dir: str | None) -> tuple[str | None, list[str]]:
-    """The data set's SHA-256, or None and what is wrong with it: a plan needs no data, the run will."""
+def _data(experiment: Experiment, data_dir: str | None, code: tuple[str, ...]) -> tuple[str | None, list[str]]:
+    """The data's SHA-256, or None and what is wrong with them: a plan needs no data, the run will."""
+    from search.building import data_sha256
+
     try:
-        return dataset_sha256(experiment.tasks.dataset, data_dir), []
-    except DataUnavailable as error:
+        return data_sha256(experiment, data_dir, code), []
+    except BadInput as error:
         return None, [str(error)]
 
 
@@ -110,10 +120,8 @@ def _grid(experiment: Experiment, pool: Pool, grid: tuple[Cell, ...], first: int
 
 
 def _disk(experiment: Experiment) -> Report:
-    """Bytes at the most, from the widths: a trial keeps the entries that are free, fewer from task to task."""
-    biases = sum(experiment.widths) + experiment.sizes.classes
-    network = _BYTES * (experiment.weights + biases)
-    head = _BYTES * experiment.sizes.classes * (experiment.widths[-1] + 1)
+    """Bytes at the most, without growth: a trial keeps the entries that are free, fewer from task to task."""
+    network, head = _BYTES * experiment.outline.entries, _BYTES * experiment.outline.head
     count, replicas = experiment.tasks.count, experiment.replicas
     heads = head * (count - 1) if experiment.head == "multi" else 0
     first, later = len(cells(experiment, 0)), len(cells(experiment, 1, cells(experiment, 0)[0]))
@@ -140,5 +148,5 @@ def _forecasts(known: Known | None) -> Iterator[str]:
                 yield (
                     f"replica {replica + 1}: {found.layer} has {found.free} free units and a task claimed "
                     f"{found.claimed:.0f} on average, so task {found.full} of {known.experiment.tasks.count} would "
-                    f"find too few; a higher α or margin in a new run leaves more room"
+                    f"find too few; a higher α or margin in a new run leaves more room, grow: adds units to this one"
                 )

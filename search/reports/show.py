@@ -1,13 +1,13 @@
 """One commit explained: from the records of its grid to the winner."""
 
+from dataclasses import asdict
 from typing import Any
 
 from clnp.errors import Damaged, NothingToCommit
 from clnp.forgetting import Choice
-from search.errors import BadInput
+from search.decisions import pick_winner
 from search.records import CellRecord, CommitRecord, Score
-from search.replica import pick_winner
-from search.reports.common import Known, Report, cell, layers, provenance, read_run, score
+from search.reports.common import Known, Report, cell, find_commit, layers, provenance, read_run, score
 from search.reports.final import task_row
 from search.store import Store
 from search.text import members
@@ -28,7 +28,7 @@ def show(store: Store, name: str, *, task: int | None = None, replica: int | Non
         BadInput: No run has this name, it has no such replica, or the task is not committed.
     """
     known = read_run(store, name)
-    record = _find(known, task, 1 if replica is None else replica)
+    record = find_commit(known, task, 1 if replica is None else replica)
     margin = known.experiment.margin(record.task)
     choice = _choose(known, record)
     winner = known.cells(record.replica, record.task).get(record.winner.index)
@@ -45,7 +45,8 @@ def show(store: Store, name: str, *, task: int | None = None, replica: int | Non
         "best": score(Score(record.best, record.unpruned.total)),
         "needed": score(Score(record.needed, record.unpruned.total)),
         "unpruned": score(record.unpruned),
-        "units": layers(known.hidden, known.experiment.widths),
+        "units": layers(known.hidden, record.widths),
+        "usage": {"groups": list(map(asdict, record.usage.groups)), "layers": list(map(asdict, record.usage.layers))},
         "trials": _trials(known, record, choice),
         "explained": explained,
         "matrix": [score(entry) for entry in record.matrix],
@@ -58,21 +59,6 @@ def show(store: Store, name: str, *, task: int | None = None, replica: int | Non
         "started": record.started,
         "ended": record.ended,
     }
-
-
-def _find(known: Known, task: int | None, replica: int) -> CommitRecord:
-    name, count = known.row.name, known.experiment.replicas
-    if not 1 <= replica <= count:
-        raise BadInput(f"--replica {replica}: run {name!r} has replicas 1 to {count}")
-    if task is not None and not 1 <= task <= known.experiment.tasks.count:
-        raise BadInput(f"--task {task}: run {name!r} has tasks 1 to {known.experiment.tasks.count}")
-    commits = known.commits(replica - 1)
-    if not commits or (task or 1) > len(commits):
-        wanted = f"task {task}" if task else "no task"
-        so_far = f"; tasks 1 to {len(commits)} are" if commits else ""
-        verb = "is not committed yet" if task else "is committed yet"
-        raise BadInput(f"run {name!r}, replica {replica}: {wanted} {verb}{so_far}; status {name} says how far it is")
-    return commits[task - 1 if task else -1]
 
 
 def _choose(known: Known, record: CommitRecord) -> Choice | None:

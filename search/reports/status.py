@@ -30,10 +30,10 @@ def run_status(store: Store, known: Known) -> Report:
         "created": row.created,
         "updated": row.updated,
         "artifacts": row.artifacts,
-        "dataset": known.experiment.tasks.dataset,
+        "tasks": known.experiment.tasks.title,
         "head": known.experiment.head,
         "count": known.experiment.tasks.count,
-        "units": layers(known.hidden, known.experiment.widths),
+        "units": layers(known.hidden, known.experiment.outline.widths),
         "replicas": [_replica(known, replica, jobs) for replica in known.replicas],
         "running": [_job(job) for job in jobs],
         "seconds_left": seconds_left(known),
@@ -48,13 +48,14 @@ def _replica(known: Known, replica: int, jobs: list[JobRow]) -> Report:
     commits = known.commits(replica)
     task = len(commits)
     opening = known.opening(replica, task)
-    free = commits[-1].free if commits else known.experiment.widths
+    units, free = known.room(replica)
     return {
         "replica": replica + 1,
         "committed": task,
         "task": task + 1 if task < known.experiment.tasks.count else None,
         "cells": _cells(known, replica, task, len(opening.cells), jobs) if opening else None,
         "test": [score(record.test) for record in commits],
+        "units": layers(known.hidden, units),
         "free": layers(known.hidden, free),
     }
 

@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import create_engine
 
 from clnp.forgetting import Point
+from clnp.usage import GroupUse, LayerUse, Usage
 from search.ledger import create_tables
 from search.records import Cell, CellRecord, CommitRecord, Opening, Provenance, Score
 from search.store import Store, open_store
@@ -201,7 +202,7 @@ class Make:
     @classmethod
     def opening(cls, task: int = 0, cells: int = 4, replica: int = 0) -> Opening:
         stacks = tuple((index, index + 1) for index in range(0, cells, 2))
-        return Opening(replica, task, "d" * 64, tuple(map(cls.cell, range(cells))), stacks)
+        return Opening(replica, task, "d" * 64, tuple(map(cls.cell, range(cells))), stacks, (9, 9))
 
     @classmethod
     def record(cls, index: int, *, artifact: str | None = None, correct: int = 90) -> CellRecord:
@@ -251,8 +252,12 @@ class Make:
             needed=60,
             candidates=(0, 1),
             missing=(),
+            widths=(9, 9),
             claimed=(3, 2),
             free=(6, 7),
+            usage=Usage(
+                (GroupUse("hidden1", 3, 0, 6), GroupUse("hidden2", 2, 0, 7)), (LayerUse("output", 9, 0, 0, 1 / 3),)
+            ),
             artifact=artifact,
             size=99,
             fingerprints=("f" * 64,) * (task + 1),

@@ -9,7 +9,6 @@ from pathlib import Path
 import optuna
 import pytest
 
-from clnp.errors import DataUnavailable
 from clnp.tensors import decode, encode, sha256
 from search.artifacts import Artifacts
 from search.audit import verify
@@ -240,7 +239,7 @@ def test_missing_data_are_refused(store, tmp_path):
     with sqlite3.connect(store.database.path) as connection:
         connection.execute("""UPDATE clnp_runs SET experiment = replace(experiment, '"digits"', '"mnist"')""")
     connection.close()
-    with pytest.raises(DataUnavailable):
+    with pytest.raises(BadInput, match="MNIST is not in"):
         verify(store, "audited", data_dir=str(tmp_path))
 
 

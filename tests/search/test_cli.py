@@ -322,6 +322,14 @@ def test_what_a_run_starts_does_not_inherit_the_variable(finished, monkeypatch, 
     assert "CLNP_SEARCH_STORAGE" not in os.environ
 
 
+def test_what_a_run_starts_does_not_inherit_the_password(finished, monkeypatch, capsys):
+    """Promise 6: nor what PostgreSQL's own programs take the password from."""
+    _, storage, *_ = finished
+    monkeypatch.setenv("PGPASSWORD", "s3cret")
+    assert main(["resume", "small", "--storage", storage]) == 0
+    assert "PGPASSWORD" not in os.environ
+
+
 def test_a_password_is_never_printed(monkeypatch, capsys):
     """Passwords in URLs are never printed."""
     monkeypatch.setenv("CLNP_SEARCH_STORAGE", "postgresql+psycopg://user:s3cret@127.0.0.1:1/none")
@@ -340,7 +348,7 @@ def test_an_argument_that_is_not_understood_ends_with_2(capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "experiments", "plan", "run", "resume", "status", "show", "replay", "verify", "delete"]
+    "name", ["", "experiments", "plan", "run", "resume", "status", "show", "replay", "verify", "export", "delete"]
 )
 def test_every_command_has_help_with_an_example(capsys, name):
     with pytest.raises(SystemExit) as ended:

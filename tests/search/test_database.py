@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event, insert, text
+from sqlalchemy import event, insert, make_url, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
 from search.database import Database
@@ -104,7 +104,7 @@ def test_refuses_a_newer_schema(storage_url: str) -> None:
     with database.engine.begin() as connection:
         connection.execute(Schema.__table__.update().values(version=SCHEMA + 6))
     for create in (True, False):
-        with pytest.raises(BadInput, match=rf"version {SCHEMA + 6}.*up to {SCHEMA}.*--upgrade"):
+        with pytest.raises(BadInput, match=rf"version {SCHEMA + 6}.*knows version {SCHEMA}: .*--upgrade"):
             open_store(storage_url, create=create)
     database.close()
 
@@ -264,6 +264,28 @@ def test_waits_for_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     database.retry(write)
     timer.join()
     other.close()
+    with database.engine.connect() as connection:
+        assert connection.execute(select(Schema.version).where(Schema.id == 2)).scalar() == 0
+    database.close()
+
+
+def test_the_password_of_the_environment_is_taken_once_and_not_shown(
+    empty_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise 6: what connects later does so without the variable; nothing shows the password."""
+    whole = make_url(empty_postgres_url)
+    password = str(whole.password)
+    url = whole.set(password=None).render_as_string()
+    monkeypatch.setenv("PGPASSWORD", password)
+    database = Database(url)
+    monkeypatch.delenv("PGPASSWORD")
+    create_tables(database)
+    database.engine.dispose()
+    with database.engine.connect() as connection:
+        assert connection.execute(select(Schema.version)).scalars().all()
+    database.rdb_storage().engine.dispose()
+    for shown in (repr(database), database.url, database.redact(f"no {password} here")):
+        assert password not in shown
     database.close()
 
 

@@ -64,10 +64,10 @@ def test_the_documented_file_is_read_as_it_stands(read: Any) -> None:
     assert experiment.name == "permuted-mnist"
     assert experiment.grid.alpha == ((1e-7, 1e-5, 1e-6), 1e-5)
     assert experiment.grid.after_first.learning_rate == (0.002,)
-    assert experiment.layer_names == ("hidden1", "hidden2", "output")
-    assert experiment.widths == (2000, 2000)
-    assert experiment.weights == 784 * 2000 + 2000 * 2000 + 2000 * 10
-    assert experiment.validation_samples == 6000
+    assert experiment.outline.layer_names == ("hidden1", "hidden2", "output")
+    assert experiment.outline.widths == (2000, 2000)
+    assert experiment.outline.weights == 784 * 2000 + 2000 * 2000 + 2000 * 10
+    assert experiment.outline.validation == 6000
     assert experiment.keep == "winners"
     assert experiment.margin(0) == Fraction(1, 20)
 
@@ -133,9 +133,9 @@ MISTAKES = {
     "name: [a]": "name is [\"a\"]; use 1 to 100 letters, digits, '.', '_' and '-', beginning with a letter or digit",
     "name: a b": "name is \"a b\"; use 1 to 100 letters, digits, '.', '_' and '-', beginning with a letter or digit",
     "description: 3": "description is 3; give text; put it in quotes if it reads as something else",
-    "tasks: 5": "tasks is 5; give a section with keys: kind, dataset, count",
-    "training:": "training is null; give a section with keys: epochs, batch_size, optimizer, momentum, early_stopping, "
-    "patience",
+    "tasks: 5": "tasks is 5; give a section with keys: kind, dataset, classes, count, options",
+    "training:": "training is null; give a section with keys: epochs, batch_size, optimizer, momentum, "
+    "weight_decay, early_stopping, patience",
     "tasks: {count: many}": 'tasks.count is "many"; give a whole number of at least 1',
     "tasks: {count: 2.0}": "tasks.count is 2.0; give a whole number of at least 1",
     "tasks: {count: true}": "tasks.count is true; give a whole number of at least 1",
@@ -209,11 +209,48 @@ MISTAKES = {
     "training: {momentum: 0.9}": "training.momentum is 0.9; adam has no momentum: leave it out, or give optimizer: sgd",
     "training: {patience: 3}": "training.patience is 3; it does nothing without early_stopping: leave it out, or give "
     "early_stopping: true",
+    # keys that belong to another kind
+    "model: {kind: resnet}": 'model.kind is "resnet"; give mlp, split-cifar-narrow, split-cifar-wide, or a function of '
+    "your own as module:function",
+    "tasks: {kind: 'a b:c'}": 'tasks.kind is "a b:c"; give permuted, split, or a function of your own as '
+    "module:function",
+    "model: {kind: split-cifar-wide, hidden: [3]}": "model.hidden is [3]; it belongs to kind: mlp: leave it out",
+    "model: {kind: 'nets:make', hidden: [3]}": "model.hidden is [3]; it belongs to kind: mlp: leave it out",
+    "model: {width: 0.5}": "model.width is 0.5; it belongs to split-cifar-narrow and split-cifar-wide: leave it out",
+    "model: {kind: split-cifar-narrow, width: 0}": "model.width is 0; give a number above 0",
+    "model: {options: {a: 1}}": 'model.options is {"a": 1}; it belongs to a function of your own (kind: '
+    "module:function): leave it out",
+    "model: {kind: 'nets:make', options: [1]}": "model.options is [1]; give a section whose keys are names of the "
+    "function's arguments",
+    "model: {kind: 'nets:make', options: {a-b: 1}}": 'model.options is {"a-b": 1}; give a section whose keys are names '
+    "of the function's arguments",
+    "model: {kind: 'nets:make', options: {a: [.inf]}}": 'model.options is {"a": [Infinity]}; a number in it is not '
+    "finite; give one that is, or text",
+    "tasks: {kind: 'mine:make', dataset: mnist}": 'tasks.dataset is "mnist"; your function brings its own data: '
+    "leave it out",
+    "tasks: {classes: 2}": "tasks.classes is 2; it belongs to kind: split: leave it out",
+    "tasks: {options: {}}": "tasks.options is {}; it belongs to a function of your own (kind: module:function): "
+    "leave it out",
+    "tasks: {kind: split}": "tasks.classes is null; give how many classes each task of a split has, at least 2",
+    "tasks: {kind: split, classes: 1}": "tasks.classes is 1; give how many classes each task of a split has, at "
+    "least 2",
+    "tasks: {kind: split, classes: 2, count: 6}": "tasks.count is 6; 6 tasks of 2 classes need 12, but digits has 10; "
+    "with 2 a task there can be 5 tasks",
+    "training: {weight_decay: 0.1}": "training.weight_decay is 0.1; adam has no decoupled decay: leave it out, or give "
+    "optimizer: adamw",
+    "training: {optimizer: adamw, momentum: 0.9}": "training.momentum is 0.9; adamw has no momentum: leave it out, or "
+    "give optimizer: sgd",
+    "training: {optimizer: adamw, weight_decay: -1}": "training.weight_decay is -1; give a number of at least 0",
+    "grow: {by: 1.5}": "grow.by is 1.5; give a share of the first width, above 0 and below 1, or a whole number of "
+    "units",
+    "grow: {by: 0}": "grow.by is 0; give a share of the first width, above 0 and below 1, or a whole number of units",
+    "grow: {below: 0}": "grow.below is 0; give a whole number of at least 1",
+    "grow: 3": "grow is 3; give a section with keys: by, below",
     # the writing
     "seed: 1\nseed: 2": "seed stands twice, on lines 1 and 2; keep one of them",
     "seed: !!python/name:os.system": "seed has the tag tag:yaml.org,2002:python/name:os.system; write the plain value",
     "[]": "the file is []; give a section with keys: name, description, tasks, model, head, validation, seed, "
-    "replicas, grid, training, rule, workers, worker, retries, keep",
+    "replicas, grid, training, rule, grow, workers, worker, retries, keep",
 }
 
 
@@ -267,6 +304,7 @@ KEYS = [(key,) for key in schema()["properties"]] + [
         ("training", "Training"),
         ("rule", "Rule"),
         ("worker", "Worker"),
+        ("grow", "Grow"),
     ]
     for inner in [*schema()["$defs"][kind]["properties"], "x"]
 ]
@@ -348,6 +386,26 @@ def test_set_changes_any_key_with_a_value_in_yaml(read: Any) -> None:
     assert experiment.name == "other"
     assert (experiment.tasks.dataset, experiment.tasks.count) == ("digits", 5)
     assert experiment.description == "a=b"
+
+
+def test_set_changes_a_single_option(read: Any) -> None:
+    experiment = read("model: {kind: 'nets:make', options: {depth: 3}}", "model.options.width=0.5", "grow.by=2")
+    assert experiment.model.options == {"depth": 3, "width": 0.5}
+    assert (experiment.grow.by, experiment.grow.below) == (2, 1)
+
+
+def test_the_keys_of_a_kind_have_the_defaults_of_that_kind(read: Any) -> None:
+    assert read("").model.hidden == (128, 128)
+    assert read("model: {kind: split-cifar-wide}").model.width == 1.0
+    assert read("tasks: {kind: split, classes: 2}").tasks.dataset == "digits"
+    own = read("{tasks: {kind: 'mine:make'}, model: {kind: 'a.b:c.d'}}")
+    assert (own.tasks.dataset, own.tasks.classes, own.model.hidden, own.model.width) == (None, None, None, None)
+
+
+def test_the_folder_of_the_file_is_known_where_its_code_matters(read: Any, tmp_path: Path) -> None:
+    assert read("").code is None
+    assert read("model: {kind: 'nets:make'}").code == str(tmp_path)
+    assert read_experiment("quickstart", ["model={kind: 'nets:make'}"]).code is None
 
 
 def test_set_makes_the_sections_it_needs(read: Any) -> None:
@@ -476,6 +534,7 @@ def changed(**changes: Any) -> list[str]:
         {"worker": {"cpu": 2, "gpu": 0, "cells": 3}},
         {"retries": 9},
         {"keep": "all"},
+        {"grow": {"by": 3}},
     ],
 )
 def test_these_are_free_to_change(free: dict[str, Any]) -> None:

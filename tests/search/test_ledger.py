@@ -2,13 +2,14 @@
 
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, inspect, select, text
+from sqlalchemy import func, inspect, select, text, update
 
 from search.database import Database
-from search.errors import Damage
+from search.errors import BadInput, Damage
 from search.ledger import SCHEMA, Schema, create_tables, has_tables, read
 from search.records import CellRecord, dump
 
@@ -59,6 +60,18 @@ assert has_tables(database)
     with database.engine.connect() as connection:
         assert connection.execute(select(func.count()).select_from(Schema)).scalar() == 1
         assert connection.execute(text("SELECT count(*) FROM alembic_version")).scalar() == 1
+    database.close()
+
+
+def test_tables_of_an_older_version_are_refused(tmp_path: Path) -> None:
+    """Promise 8: with what was found and what to do, before anything is read or written."""
+    database = Database(f"sqlite:///{tmp_path}/old.db")
+    create_tables(database)
+    with database.engine.begin() as connection:
+        connection.execute(update(Schema).values(version=SCHEMA - 1))
+    for look in (has_tables, create_tables):
+        with pytest.raises(BadInput, match=rf"tables of version {SCHEMA - 1}, made by an older .* another --storage"):
+            look(database)
     database.close()
 
 

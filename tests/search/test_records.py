@@ -8,17 +8,20 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from clnp.forgetting import Point
+from clnp.usage import LayerUse, Usage
 from search.records import Cell, CellRecord, CommitRecord, Opening, dump, load
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 points = st.builds(Point, theta=st.none() | finite)
 cells = st.builds(Cell, alpha=st.lists(finite).map(tuple), learning_rate=finite)
+layer_uses = st.builds(LayerUse, old_share=st.none() | finite)
+usages = st.builds(Usage, layers=st.lists(layer_uses, max_size=3).map(tuple))
 records = st.one_of(
     cells,
     points,
     st.builds(Opening, cells=st.lists(cells, max_size=3).map(tuple)),
     st.builds(CellRecord, cell=cells, staircase=st.lists(points, max_size=3).map(tuple), started=finite, ended=finite),
-    st.builds(CommitRecord, winner=cells, point=points, started=finite, ended=finite),
+    st.builds(CommitRecord, winner=cells, point=points, usage=usages, started=finite, ended=finite),
 )
 
 

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 
 from clnp.forgetting import Point
+from clnp.usage import Usage
 from search.book import Place
 from search.checks import check_cells, check_commit
+from search.decisions import losers
 from search.errors import Damage, Impossible, Unavailable
 from search.experiment import Experiment
 from search.records import Cell, CellRecord, CommitJob, CommitRecord, Opening, Provenance, Score, StackJob
-from search.replica import Commit, Open, Remove, Replica, Train, losers
+from search.replica import Commit, Open, Remove, Replica, Train
 
 PROVENANCE = Provenance((0,), "cpu", 1, {})
 
@@ -65,7 +67,7 @@ def cell_record(index: int, *points: tuple[int, int], unpruned: int | None = Non
 
 
 def opening(task: int = 0, stacks: tuple[tuple[int, ...], ...] = ((0, 1), (2, 3))) -> Opening:
-    return Opening(0, task, "data", tuple(cell(index) for index in range(4)), stacks)
+    return Opening(0, task, "data", tuple(cell(index) for index in range(4)), stacks, (20, 10))
 
 
 def commit_record(task: int = 0, **changes: Any) -> CommitRecord:
@@ -81,8 +83,10 @@ def commit_record(task: int = 0, **changes: Any) -> CommitRecord:
         needed=94,
         candidates=(0, 1),
         missing=(),
+        widths=(20, 10),
         claimed=(4, 3),
         free=(16, 7),
+        usage=Usage((), ()),
         artifact=f"commit {task}",
         size=0,
         fingerprints=tuple(f"fingerprint {place}" for place in range(task + 1)),
@@ -398,6 +402,7 @@ COMMIT_JOB = CommitJob(
     candidates=(0, 1),
     missing=(),
     commits=(),
+    widths=(20, 10),
     data="data",
     experiment={},
 )
@@ -416,6 +421,7 @@ COMMIT_JOB = CommitJob(
         ({"winner": cell(0)}, "the worker's commit is of"),
         ({"point": Point(0.2, 94, (4, 3), 0)}, "θ=0.2"),
         ({"replica": 1}, "replica 2"),
+        ({"widths": (20, 11)}, r"had \[20, 10\] units .* says \[20, 11\]"),
     ],
 )
 def test_a_commit_that_changes_the_old_or_is_not_what_was_scored_is_damage(changes: dict[str, Any], why: str) -> None:
@@ -427,7 +433,7 @@ def test_a_commit_that_changes_the_old_or_is_not_what_was_scored_is_damage(chang
 
 
 def test_a_record_of_another_cell_is_damage() -> None:
-    job = StackJob(1, 0, 0, (cell(0), cell(1)), (), "data", {})
+    job = StackJob(1, 0, 0, (cell(0), cell(1)), (), (20, 10), "data", {})
     check_cells(job, [FULL[1]])
     with pytest.raises(Damage, match="cell 2 "):
         check_cells(job, [FULL[2]])

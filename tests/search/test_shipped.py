@@ -31,5 +31,5 @@ def test_the_quickstart_is_what_the_readme_promises() -> None:
 def test_the_small_mnist_run_is_what_was_asked_for() -> None:
     experiment = read_experiment("permuted-mnist-small")
     assert experiment.tasks.dataset == "mnist"
-    assert (experiment.tasks.count, experiment.widths, experiment.training.epochs) == (3, (400, 400), 5)
+    assert (experiment.tasks.count, experiment.outline.widths, experiment.training.epochs) == (3, (400, 400), 5)
     assert len(cells(experiment, 0)) == 4

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import clnp.commit
+import search.building
 import search.worker
 from clnp.activity import mean_activity
 from clnp.evaluation import logits
@@ -20,11 +21,12 @@ from clnp.tensors import decode, encode
 from clnp.thresholds import curve
 from clnp.training import open_task
 from search.artifacts import Artifacts
+from search.building import assemble, build_sequence, forget
 from search.experiment import Experiment
 from search.memory import MemoryBook
 from search.records import CellRecord, CommitJob, Committed, Job, JobResult, Progress, StackJob
 from search.run import Run
-from search.worker import WorkerSettings, assemble, build_sequence, perform
+from search.worker import WorkerSettings, perform
 
 HEADS = ("single", "multi")
 
@@ -92,8 +94,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Played:
 @pytest.fixture(autouse=True)
 def own_caches() -> None:
     """No test sees a network or a task that another one had reason to spoil."""
-    for cached in (search.worker._sequence, search.worker._task, search.worker._assembled):
-        cached.cache_clear()
+    forget()
 
 
 def free_part(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -179,10 +180,14 @@ def test_a_stack_never_opens_the_test_split(played: Played, monkeypatch: pytest.
 def test_a_commit_opens_its_test_split_after_committing(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     """Promise 5: of the open task; the earlier ones' splits are open already."""
     order: list[str] = []
-    own = build_sequence(played.experiment, 0, None).task(1)._permutation  # type: ignore[attr-defined]
+    own = build_sequence(played.experiment, 0, None).task(1)._transform.permutation  # type: ignore[attr-defined]
 
     def open_test(task: _PermutedTask) -> Any:
-        order.append("own test" if torch.equal(task._permutation, own) else "earlier test")
+        order.append(
+            "own test"
+            if task._transform.permutation is not None and torch.equal(task._transform.permutation, own)
+            else "earlier test"
+        )
         return real_open(task)
 
     def commit(*arguments: Any) -> None:
@@ -243,7 +248,7 @@ def test_a_commit_measures_every_task_again(played: Played) -> None:
     after = assemble(played.experiment, (*commits, last), artifacts)
     x = build_sequence(played.experiment, 0, None).task(0).open_test().x
     assert torch.equal(logits(subnetwork(before, 0), x), logits(subnetwork(after, 0), x))
-    assert second.free == tuple(int((after.owner(layer) == -1).sum()) for layer in after.hidden)
+    assert second.free == tuple(int((after.owner(layer) == -1).sum()) for layer in after.groups)
 
 
 @pytest.mark.parametrize("task", [0, 1])
@@ -252,9 +257,9 @@ def test_every_task_is_compared_at_full_width(played: Played, monkeypatch: pytes
 
     def spoil(network: Any, claims: Any) -> None:
         real(network, claims)
-        free = network.owner(network.hidden[0]) == FREE
-        own = network.owner(network.hidden[1]) == task
-        network.linear(network.hidden[1]).weight[own.unsqueeze(1) & free] = 10.0
+        free = network.owner(network.groups[0]) == FREE
+        own = network.owner(network.groups[1]) == task
+        network.weights(network.layers[1]).weight[own.unsqueeze(1) & free] = 10.0
 
     real = search.worker.commit
     monkeypatch.setattr(search.worker, "commit", spoil)
@@ -269,8 +274,8 @@ def test_what_is_committed_is_scored_after_the_commit(played: Played, monkeypatc
 
     def spoil(network: Any, claims: Any) -> None:
         real(network, claims)
-        layer = network.last
-        network.linear(layer).weight[network.owner(layer) == network.task - 1] *= -1
+        layer = network.layers[-2]
+        network.weights(layer).weight[network.owner(layer.group) == network.task - 1] *= -1
 
     real = search.worker.commit
     monkeypatch.setattr(search.worker, "commit", spoil)
@@ -327,8 +332,8 @@ def test_an_old_entry_that_moves_is_counted(played: Played, monkeypatch: pytest.
 
     def spoil(network: Any, claims: Any) -> None:
         real(network, claims)
-        layer = network.hidden[0]
-        network.linear(layer).bias[(network.owner(layer) == 0).nonzero()[0]] += 1e-6
+        layer = network.layers[0]
+        network.weights(layer).bias[(network.owner(layer.group) == 0).nonzero()[0]] += 1e-6
 
     real = search.worker.commit
     monkeypatch.setattr(search.worker, "commit", spoil)
@@ -440,7 +445,7 @@ def test_a_full_layer_is_impossible(tmp_path: Path) -> None:
     done = perform(commit, settings).commit
     assert done is not None
     assert done.free == (0, 0)
-    committed = Committed(0, done.artifact, done.fingerprint)
+    committed = Committed(0, done.artifact, done.fingerprint, done.widths)
     # The run itself hands out no such job; a worker refuses it all the same.
     failure = perform(replace(job, task=1, commits=(committed,), data=sequence.sha256(1)), settings).failure
     assert failure is not None
@@ -456,9 +461,10 @@ def test_threads_and_determinism_are_set_on_purpose(single: Played) -> None:
 
 
 def test_caches_are_bounded(single: Played) -> None:
-    for cached in (search.worker._sequence, search.worker._task, search.worker._assembled):
+    caches = (search.building._sequence, search.building._task, search.building._assembled, search.building._network)
+    for cached in caches:
         assert cached.cache_info().maxsize is not None
     perform(single.stack(1), single.settings)
     perform(single.commit(1), single.settings)
-    assert search.worker._assembled.cache_info().hits == 1
-    assert search.worker._task.cache_info().hits == 1
+    assert search.building._assembled.cache_info().hits == 1
+    assert search.building._task.cache_info().hits == 1

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from search.building import build_sequence
 from search.experiment import Experiment
 from search.memory import MemoryBook
 from search.run import Run
-from search.worker import WorkerSettings, build_sequence
+from search.worker import WorkerSettings
 
 
 @pytest.fixture

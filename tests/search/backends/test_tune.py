@@ -254,7 +254,7 @@ def test_a_parked_worker_goes_to_one_new_trial_at_a_time(settings: WorkerSetting
 def some_job() -> Job:
     from search.records import Cell, StackJob
 
-    return StackJob(7, 0, 0, (Cell(0, (0.1,), 0.1),), (), "data", {})
+    return StackJob(7, 0, 0, (Cell(0, (0.1,), 0.1),), (), (), "data", {})
 
 
 FOUR = """
@@ -264,7 +264,8 @@ from search.experiment import Experiment
 from search.machine import Pool
 from search.memory import MemoryBook
 from search.run import Run
-from search.worker import WorkerSettings, build_sequence
+from search.building import build_sequence
+from search.worker import WorkerSettings
 
 workers = set()
 

@@ -76,7 +76,7 @@ def record(
         experiment_json=experiment.to_json(),
         data="d" * 64,
         versions={"torch": "2.13.0"},
-        layers=experiment.layer_names,
+        layers=experiment.outline.layer_names,
     )
     events: list[object] = []
 

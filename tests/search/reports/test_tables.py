@@ -40,6 +40,17 @@ def reports(finished, experiment):
         "show": show(finished, run.name),
         "status": status(finished),
         "verify": {"verdict": "nothing old has changed by a bit", "problems": ["a [b] c"], "remarks": ["d"]},
+        "export": {
+            "run": "run",
+            "replica": 1,
+            "task": 2,
+            "file": "task.onnx",
+            "kind": "ONNX",
+            "size": 1234,
+            "units": {"hidden1": 8, "hidden2": 4},
+            "of": {"hidden1": 32, "hidden2": 24},
+            "fingerprint": "f" * 64,
+        },
         "deleted": {"run": run.name, "studies": 6, "rows": 1, "artifacts": 0},
     }
 

@@ -1,0 +1,302 @@
+"""From an experiment to what a worker holds: its network, its tasks, and the network as the last commit left it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+
+from clnp.commit import fingerprint, restore
+from clnp.errors import Damaged, DataUnavailable, UnsupportedNetwork
+from clnp.graph import Layer, Node, Plain
+from clnp.growth import grow
+from clnp.models import mlp, split_cifar_narrow, split_cifar_wide
+from clnp.network import Head, Network
+from clnp.tasks import dataset_sha256, permuted, split, validation_count
+from clnp.tasks.task import Sequence as Tasks
+from clnp.tasks.task import Task
+from clnp.tensors import decode
+from clnp.training import check_batches
+from search import own_code, sections
+from search.artifacts import Artifacts
+from search.errors import BadInput
+from search.experiment import Experiment
+from search.outline import GroupSize, LayerSize, Outline, architecture_of
+from search.own_tasks import guarded
+from search.records import Committed
+
+__all__ = [
+    "assemble",
+    "assembled",
+    "build_network",
+    "build_sequence",
+    "build_task",
+    "data_sha256",
+    "forget",
+    "grown",
+    "resolve",
+]
+
+_TABLES = {"split-cifar-narrow": split_cifar_narrow, "split-cifar-wide": split_cifar_wide}
+
+
+def resolve(experiment: Experiment, data_dir: str | None = None, code: Sequence[str] = ()) -> Experiment:
+    """The experiment with its outline known: network and tasks are built once, where the file alone does not say.
+
+    Args:
+        data_dir: Where data sets lie.
+        code: The folders in which a person's own functions are looked for.
+
+    Raises:
+        BadInput: A function of one's own is not found, raises, or returns something else than it should; the network
+            cannot be used, or does not fit the tasks, the grid or the batches.
+    """
+    if experiment.plain:
+        return experiment
+    if experiment.tasks.own:
+        sequence = build_sequence(experiment, 0, data_dir, code)
+        sequence.transform(0)
+        first = sequence.task(0)
+        shape, classes = sequence.shape, sequence.classes
+        train, validation = len(first.train), len(first.validation)
+        trained = {train}
+    else:
+        sizes = experiment.task_sizes
+        shape, classes = sizes[0].shape, sizes[0].classes
+        trains = [one.train - validation_count(experiment.validation, one.train) for one in sizes]
+        train, validation, trained = trains[0], sizes[0].train - trains[0], set(trains)
+    network = _network(experiment.model.model_dump_json(), shape, classes, experiment.head, tuple(code))
+    where = f"model.kind: {experiment.model.kind}"
+    try:
+        network.check_shape(shape)
+        if network.output.units != classes:
+            raise UnsupportedNetwork(
+                f"it ends with {network.output.units} logits, and a task has {classes} classes; let them be as many"
+            )
+    except UnsupportedNetwork as error:
+        raise BadInput(f"{where}: {error}") from error
+    for samples in sorted(trained):
+        try:
+            check_batches(network, samples, experiment.training.batch_size)
+        except ValueError as error:
+            raise BadInput(f"training.batch_size: {error}") from error
+    return experiment.with_outline(_outline(network, shape, classes, train, validation))
+
+
+def build_network(experiment: Experiment, code: Sequence[str] = ()) -> Network:
+    """The network of an experiment before its first task.
+
+    Raises:
+        BadInput: A function of one's own is not found, raises, or returns another network than the run began with.
+    """
+    outline = experiment.outline
+    model = experiment.model.model_dump_json()
+    network = _network(model, outline.shape, outline.classes, experiment.head, tuple(code))
+    found = outline.architecture if experiment.plain else _architecture(network)
+    if found != outline.architecture:
+        raise BadInput(
+            f"model.kind: {experiment.model.kind} gives another network than the run began with: its architecture is "
+            f"{found[:12]}…, and was {outline.architecture[:12]}…; bring the old code back, or give a new run another "
+            f"--name"
+        )
+    return network.copy()
+
+
+def build_sequence(
+    experiment: Experiment, replica: int, data_dir: str | None = None, code: Sequence[str] = ()
+) -> Tasks:
+    """The tasks of a replica (from 0), whose seed is the experiment's plus its number.
+
+    Raises:
+        DataUnavailable: The data set is absent, or not the known one.
+        BadInput: A function of one's own is not found, raises, or returns something else than tasks.
+    """
+    return _sequence(*_which(experiment, replica, data_dir, code))
+
+
+def build_task(
+    experiment: Experiment, replica: int, index: int, data_dir: str | None = None, code: Sequence[str] = ()
+) -> Task:
+    """One task of :func:`build_sequence`; its data are kept for who asks next."""
+    return _task(*_which(experiment, replica, data_dir, code), index)
+
+
+def data_sha256(experiment: Experiment, data_dir: str | None = None, code: Sequence[str] = ()) -> str:
+    """What a run's data are known by: the data set's SHA-256, or of own tasks the first one's.
+
+    Of own tasks the first alone: more may be asked for later, and making them all takes as long as it takes. Each
+    task's own hash is written down when it opens, and every worker checks it.
+
+    Raises:
+        BadInput: The data are not there, or one's own function fails.
+    """
+    try:
+        if experiment.tasks.own:
+            return build_sequence(experiment, 0, data_dir, code).sha256(0)
+        return dataset_sha256(str(experiment.tasks.dataset), data_dir)
+    except DataUnavailable as error:
+        raise BadInput(str(error)) from error
+
+
+def assemble(
+    experiment: Experiment, commits: Sequence[Committed], artifacts: Artifacts, code: Sequence[str] = ()
+) -> Network:
+    """The network as the last of these commits left it, on the CPU: owned entries, everything else 0.
+
+    Args:
+        commits: All commits of a replica so far, in order.
+
+    Raises:
+        Damage: An artifact is missing or does not hash to its name.
+        Damaged: It does not fit the network, or its task's fingerprint is not the recorded one.
+    """
+    network = build_network(experiment, code)
+    for committed in commits:
+        network = grown(network, committed.widths)
+        restore(network, decode(artifacts.get(committed.artifact)))
+        found = fingerprint(network, committed.task)
+        if found != committed.fingerprint:
+            raise Damaged(
+                f"task {committed.task + 1}: restored from artifact {committed.artifact} its fingerprint is {found}, "
+                f"but the ledger says {committed.fingerprint}"
+            )
+    return network
+
+
+def assembled(
+    experiment: Experiment, commits: Sequence[Committed], artifacts: Artifacts, code: Sequence[str] = ()
+) -> Network:
+    """As :func:`assemble`, kept for who asks next: copy it before it is changed."""
+    return _assembled(_Key(experiment), tuple(commits), artifacts.location, tuple(code))
+
+
+def grown(network: Network, widths: Sequence[int]) -> Network:
+    """The network with so many units in each group (Sec. 4): itself where it has them already.
+
+    Raises:
+        Damaged: It has more, or other groups.
+    """
+    now = {group.name: group.units for group in network.groups}
+    if len(now) != len(widths) or any(wanted < units for wanted, units in zip(widths, now.values(), strict=False)):
+        raise Damaged(f"the records say that the network had {list(widths)} units, but it has {list(now.values())}")
+    extra = {name: wanted - units for (name, units), wanted in zip(now.items(), widths, strict=True) if wanted > units}
+    return grow(network, extra) if extra else network
+
+
+def forget() -> None:
+    """Drop what is kept: networks, tasks and their data."""
+    for cached in (_network, _sequence, _task, _assembled):
+        cached.cache_clear()
+
+
+def _which(
+    experiment: Experiment, replica: int, data_dir: str | None, code: Sequence[str]
+) -> tuple[str, int, float, str | None, tuple[str, ...]]:
+    tasks = experiment.tasks.model_dump_json()
+    return tasks, experiment.seed + replica, experiment.validation, data_dir, tuple(code)
+
+
+# All are bounded, since a worker lives as long as its run. Two tasks' splits at a time are what two interleaved
+# replicas use.
+@lru_cache(maxsize=8)
+def _sequence(tasks: str, seed: int, validation: float, data_dir: str | None, code: tuple[str, ...]) -> Tasks:
+    asked = sections.Tasks.model_validate_json(tasks)
+    given: dict[str, Any] = {"count": asked.count, "seed": seed, "validation": validation}
+    if asked.own:
+        where = "tasks.kind"
+        offered = {"data_dir": data_dir}
+        made = own_code.call(asked.kind, where, code, options=asked.options or {}, given=given, offered=offered)
+        return guarded(made, f"{where}: {asked.kind}", asked.count)
+    if asked.kind == "split":
+        return split(str(asked.dataset), classes=asked.classes or 0, data_dir=data_dir, **given)
+    return permuted(str(asked.dataset), data_dir=data_dir, **given)
+
+
+@lru_cache(maxsize=2)
+def _task(tasks: str, seed: int, validation: float, data_dir: str | None, code: tuple[str, ...], index: int) -> Task:
+    return _sequence(tasks, seed, validation, data_dir, code).task(index)
+
+
+@lru_cache(maxsize=2)
+def _network(model: str, shape: tuple[int, ...], classes: int, head: Head, code: tuple[str, ...]) -> Network:
+    asked = sections.Model.model_validate_json(model)
+    where = f"model.kind: {asked.kind}"
+    module = _module(asked, shape, classes, code, where)
+    if not isinstance(module, nn.Module):
+        raise BadInput(f"{where} returned a {type(module).__name__}; return a torch.nn.Module")
+    try:
+        return Network(module, head=head)
+    except UnsupportedNetwork as error:
+        raise BadInput(f"{where}: {error}") from error
+
+
+def _module(model: sections.Model, shape: tuple[int, ...], classes: int, code: tuple[str, ...], where: str) -> Any:
+    if model.own:
+        offered = {"shape": shape, "classes": classes}
+        return own_code.call(model.kind, "model.kind", code, options=model.options or {}, given={}, offered=offered)
+    if model.kind == "mlp":
+        return mlp(shape, model.hidden or (), classes)
+    try:
+        return _TABLES[model.kind](shape=shape, classes=classes, width=model.width or 1.0)
+    except ValueError as error:
+        raise BadInput(f"{where}: {error}; choose tasks whose samples fit, or another network") from error
+
+
+class _Key:
+    """An experiment as a key: equal where the network before its first task is the same."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self._same = (experiment.model.model_dump_json(), experiment.outline.architecture, experiment.head)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self._same == other._same
+
+    def __hash__(self) -> int:
+        return hash(self._same)
+
+
+@lru_cache(maxsize=4)
+def _assembled(key: _Key, commits: tuple[Committed, ...], artifacts: str, code: tuple[str, ...]) -> Network:
+    return assemble(key.experiment, commits, Artifacts(artifacts), code)
+
+
+def _outline(network: Network, shape: tuple[int, ...], classes: int, train: int, validation: int) -> Outline:
+    return Outline(
+        shape=tuple(shape),
+        classes=classes,
+        layers=tuple(
+            LayerSize(
+                layer.name,
+                layer.units * layer.fan_in,
+                layer.source,
+                None if layer is network.output else layer.group,
+            )
+            for layer in network.layers
+        ),
+        groups=tuple(GroupSize(group.name, group.units) for group in network.groups),
+        entries=sum(map(_entries, network.layers)) + sum((4 if one.affine else 2) * one.units for one in network.norms),
+        head=_entries(network.output),
+        train=train,
+        validation=validation,
+        architecture=_architecture(network),
+    )
+
+
+def _entries(layer: Layer) -> int:
+    return layer.units * (layer.fan_in + layer.bias)
+
+
+def _architecture(network: Network) -> str:
+    return architecture_of([_described(node) for node in network.graph.nodes])
+
+
+def _described(node: Node) -> list[object]:
+    """A node in plain data: what bits depend on."""
+    op = node.op
+    if isinstance(op, Plain):
+        what: object = [op.kind.__name__, [[name, repr(value)] for name, value in op.arguments]]
+    else:
+        what = [type(op).__name__, asdict(op)]
+    return [node.name, what, list(node.inputs), node.group]

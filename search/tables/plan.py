@@ -1,0 +1,78 @@
+"""What an experiment would do."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from search.tables.common import alpha_cells, grid, indent, pairs, title
+from search.tables.status import run_block
+from search.text import MANY, number, plural, size
+
+__all__ = ["plan"]
+
+
+def plan(report: Mapping[str, Any]) -> RenderableType:
+    """What would be done: cells, stacks, workers, disk, what is held already, and what to think twice about."""
+    layers = report["layers"]
+    parts: list[RenderableType] = [
+        title(report["run"], report["description"]),
+        indent(pairs(_shape(report))),
+        Text(),
+    ]
+    for part in report["grids"]:
+        tasks = f"task {part['first']}" if part["first"] == part["last"] else f"tasks {part['first']} to {part['last']}"
+        parts.append(Text(f"the grid of {tasks}", style="bold"))
+        if isinstance(part["cells"], str):
+            parts += [Text(f"  one cell: {part['cells']}"), Text()]
+            continue
+        alpha = [f">α\n{layer}" for layer in layers] if len(layers) <= MANY else [">\nα"]
+        table = grid(">\ncell", *alpha, ">learning\nrate", ">\nstack")
+        stack = {cell: place for place, members in enumerate(part["stacks"], start=1) for cell in members}
+        for cell in part["cells"]:
+            values = (*alpha_cells(cell, alpha), number(cell["learning_rate"]))
+            table.add_row(str(cell["cell"]), *values, str(stack[cell["cell"]]))
+        parts += [indent(table), Text()]
+    if report["held"] is not None:
+        parts += [Text("the database holds", style="bold"), *map(indent, run_block(report["held"])), Text()]
+    parts += [Text(f"run refuses this: {line}", style="red") for line in report["refused"]]
+    if report["refused"]:
+        parts.append(Text("give the changed experiment another --name", style="red"))
+    parts += [Text(f"warning: {line}", style="yellow") for line in report["warnings"]]
+    return Group(*parts)
+
+
+def _shape(report: Mapping[str, Any]) -> Mapping[str, str]:
+    workers, disk = report["workers"], report["disk"]
+    trials = sum(part["count"] * (part["last"] - part["first"] + 1) for part in report["grids"]) * report["replicas"]
+    each = "a GPU" if workers["gpu"] else plural(workers["threads"], "thread")
+    held = report["storage"] or "no database yet"
+    return {
+        "tasks": f"{report['count']} of {report['tasks']}, {plural(report['replicas'], 'replica')}",
+        "network": f"{_network(report)}, {report['head']} head, {report['weights']:,} weights",
+        "trials": f"{trials:,} of {plural(report['epochs'], 'epoch')} each",
+        "validation": f"{report['validation']:,} samples",
+        "rule": f"margin {_margin(report['margin'])} %, sparsity by {report['sparsity']}",
+        "workers": f"{workers['count']}, each with {each} on {workers['device']}",
+        "disk": (
+            f"at most {size(disk['trial'])} a trial, {size(disk['task'])} while a task is open; at the end "
+            f"{size(disk['kept'])} (keep: {disk['keep']}), of it {size(disk['commits'])} in commits, "
+            f"and {size(disk['database'])} in the database"
+        ),
+        "database": held if report["held"] else f"{held}: nothing under this name",
+    }
+
+
+def _network(report: Mapping[str, Any]) -> str:
+    """Its sizes from the samples to the classes; of many groups their number and sum."""
+    shape, units = " × ".join(map(str, report["shape"])), list(report["units"].values())
+    if len(units) <= MANY:
+        sizes = "-".join(map(str, (shape, *units, report["classes"])))
+    else:
+        sizes = f"{shape} to {report['classes']} classes, {sum(units):,} units in {len(units)} groups"
+    return sizes if report["network"] == "mlp" else f"{report['network']}: {sizes}"
+
+
+def _margin(margin: float | list[float]) -> str:
+    return ", ".join(map(number, margin)) if isinstance(margin, list) else number(margin)

@@ -1,0 +1,45 @@
+"""What the rule would have picked at another margin."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from search.tables.common import grid, indent, of, title, unit_cells, unit_columns
+from search.text import number, percent, theta
+
+__all__ = ["replay"]
+
+
+def replay(report: Mapping[str, Any]) -> RenderableType:
+    """What the rule would have picked at another margin."""
+    parts: list[RenderableType] = []
+    for replica in report["replicas"]:
+        freed = unit_columns(report["layers"], "freed")
+        pick = (">\ncell", ">\nθ", ">would be\ncell", ">\nθ", ">\nvalidation", ">\ncost")
+        table = grid(">\ntask", ">margin\nwas", *pick, *freed, "\n")
+        for task in replica["tasks"]:
+            was, now = task["committed"], task["winner"]
+            table.add_row(
+                str(task["task"]),
+                number(task["margin"]),
+                str(was["cell"]),
+                theta(was["theta"], digits=4),
+                str(now["cell"]),
+                theta(now["theta"], digits=4),
+                percent(task["accuracy"]),
+                f"{task['cost']:+d}" if task["cost"] else "0",
+                *unit_cells(task["freed"], signed=True),
+                task["outcome"],
+                style="dim" if task["outcome"] == "given the history" else "",
+            )
+        place = (
+            f"{of('replica', replica['replica'], len(report['replicas']))} at a margin of {number(report['margin'])}"
+        )
+        parts += [title(report["run"], place), indent(table), Text()]
+    text = (
+        "cost: validation samples that the pick has right fewer than the commit; freed: units that it claims fewer. "
+        "Exact up to the first task that differs; the tasks after it are given the history."
+    )
+    return Group(*parts, Text(text, style="dim"))

@@ -1,0 +1,110 @@
+"""One commit explained."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from search.tables.common import (
+    alpha_cells,
+    alpha_columns,
+    grid,
+    indent,
+    of,
+    pairs,
+    score,
+    title,
+    unit_cells,
+    unit_columns,
+)
+from search.text import clock, duration, members, number, percent, plural, size, theta
+
+__all__ = ["show"]
+
+
+def show(report: Mapping[str, Any]) -> RenderableType:
+    """One commit explained, in the order in which it came about."""
+    place = f"{of('replica', report['replica'], report['replicas'])}, {of('task', report['task'], report['count'])}"
+    parts: list[RenderableType] = [title(report["run"], place), indent(_facts(report)), Text()]
+    parts += [Text("the grid of the task", style="bold"), _trials(report), Text()]
+    parts += [Text("units", style="bold"), _units(report), Text()]
+    parts += [Text("weights", style="bold"), _weights(report), Text()]
+    parts += [Text("where it comes from", style="bold"), _origin(report)]
+    return Group(*parts)
+
+
+def _units(report: Mapping[str, Any]) -> Table:
+    """What the task claimed, used again of earlier tasks and left, group by group."""
+    table = grid("units of", ">claimed", ">reused", ">free", ">in all")
+    for group in report["usage"]["groups"]:
+        counts = (group["claimed"], group["reused"], group["free"], report["units"][group["name"]])
+        table.add_row(group["name"], *(f"{count:,}" for count in counts))
+    return table
+
+
+def _weights(report: Mapping[str, Any]) -> Table:
+    """The three classes of weights, and how much of what is new builds on what is old."""
+    table = grid("weights of", ">active", ">free", ">severed", ">new units' input from old ones")
+    for layer in report["usage"]["layers"]:
+        share = "–" if layer["old_share"] is None else percent(layer["old_share"])
+        counts = (layer["active"], layer["free"], layer["interference"])
+        table.add_row(layer["name"], *(f"{count:,}" for count in counts), share)
+    return table
+
+
+def _facts(report: Mapping[str, Any]) -> Table:
+    candidates = [trial for trial in report["trials"] if trial["candidate"]]
+    values = report["alpha"]
+    alpha = ", ".join(f"{layer} {number(value)}" for layer, value in values.items())
+    if len(values) > 1 and len(set(values.values())) == 1:
+        alpha = f"{number(next(iter(values.values())))} in every layer"
+    sparsest = "fewest new units" if report["sparsity"] == "units" else "most weights left free"
+    facts = {
+        "best accuracy": f"{score(report['best'])}, unpruned, over the whole grid",
+        "cut line": f"{score(report['needed'])}, at a margin of {number(report['margin'])} %",
+        "candidates": f"{len(candidates)} of {plural(len(report['trials']), 'cell')} reach it unpruned",
+        "winner": f"cell {report['cell']}, the candidate with the {sparsest}",
+        "α": alpha,
+        "learning rate": number(report["learning_rate"]),
+        "θ": theta(report["theta"]),
+        "validation": f"{score(report['validation'])}, before pruning {score(report['unpruned'])}",
+        "test": score(report["test"]),
+    }
+    if not report["explained"]:
+        facts["note"] = "the records give another winner now; verify says whether anything is damaged"
+    return pairs(facts)
+
+
+def _trials(report: Mapping[str, Any]) -> Table:
+    alpha = alpha_columns(report["trials"])
+    claimed = unit_columns(report["layers"], "new")
+    table = grid(">\ncell", *alpha, ">learning\nrate", ">\nunpruned", ">\nθ", ">\npruned", *claimed, "~")
+    for trial in report["trials"]:
+        head = (str(trial["cell"]), *alpha_cells(trial, alpha), number(trial["learning_rate"]))
+        pruned = trial["pruned"]
+        unpruned = "" if trial["unpruned"] is None else percent(trial["unpruned"]["accuracy"])
+        if pruned is None:
+            why = f"diverged: {trial['diverged']}" if trial["diverged"] else "below the cut line"
+            table.add_row(*head, unpruned, "", "", *("" for _ in claimed), why, style="dim")
+            continue
+        point = (theta(pruned["theta"], digits=4), percent(pruned["accuracy"]), *unit_cells(pruned["claimed"]))
+        table.add_row(
+            *head, unpruned, *point, "winner" if trial["winner"] else "", style="bold" if trial["winner"] else ""
+        )
+    return table
+
+
+def _origin(report: Mapping[str, Any]) -> RenderableType:
+    origin, trained = report["provenance"], report["trained"]
+    facts = {
+        "fingerprint": report["fingerprint"],
+        "tensors": f"{report['artifact']} ({size(report['size'])})",
+        "trained": f"in a stack of {members(trained['stack'])}" if trained else "not recorded",
+        "device": f"{origin['device']}, {plural(origin['threads'], 'thread')}",
+        "versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
+        "committed": f"{clock(report['ended'])}, in {duration(report['ended'] - report['started'])}",
+    }
+    lines = [Text(f"had to differ: {line}", style="yellow") for line in report["differed"]]
+    return Group(pairs(facts), *lines)
