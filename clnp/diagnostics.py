@@ -15,13 +15,12 @@ from clnp.usage import GroupUse, LayerUse, Usage
 __all__ = ["diagnose"]
 
 
-def diagnose(network: Network, activity: Mapping[str, Tensor], theta: float | None) -> Usage:
+def diagnose(network: Network, activity: Mapping[str, Tensor]) -> Usage:
     """The use of the network by the task that was committed last.
 
     Args:
         network: Right after its commit.
         activity: The mean activity on the task that the commit went by, float64 ``[units]`` by hidden group's name.
-        theta: The commit's threshold; None counts every old unit that the task reads as reused.
 
     Raises:
         IndexError: Nothing is committed.
@@ -31,9 +30,7 @@ def diagnose(network: Network, activity: Mapping[str, Tensor], theta: float | No
     groups = []
     for group in network.groups:
         owner = network.owner(group)
-        old = lives(network, group, task) & (owner != task)
-        if theta is not None:
-            old = old & (activity[group.name] > theta).to(old.device)
+        old = lives(network, group, task) & (owner != task) & (activity[group.name] > 0).to(owner.device)
         free = int((~active(network, group)).sum())
         groups.append(GroupUse(group.name, int((owner == task).sum()), int(old.sum()), free))
     return Usage(tuple(groups), tuple(_layer(network, layer, task) for layer in network.layers))
@@ -59,15 +56,8 @@ def _old_share(network: Network, layer: Layer, task: int, rows: Tensor) -> float
     if layer.source is None:
         return None
     read = reads(network, layer, task)
-    norms = (
-        network.weights(layer, task)
-        .weight[rows]
-        .detach()
-        .double()
-        .abs()
-        .view(len(rows), layer.inputs, math.prod(layer.kernel))
-        .sum(2)
-    )
+    weight = network.weights(layer, task).weight[rows].detach().double()
+    norms = weight.abs().view(len(rows), layer.inputs, math.prod(layer.kernel)).sum(2)
     old = float(norms[:, layer.columns(read & (network.owner(layer.source) != task))].sum())
     total = float(norms[:, layer.columns(read)].sum())
     return old / total if total else None

@@ -56,10 +56,11 @@ class Network(nn.Module):
         if head not in ("single", "multi"):
             raise UnsupportedNetwork(f'head is {head!r}; it can be "single" or "multi"')
         self.head: Head = head
-        like = next(module.parameters(), torch.empty(0))
+        graph = read_graph(module)
+        like = next(module.parameters())
         self.register_buffer("committed", torch.zeros((), dtype=torch.int64, device=like.device))
         self.heads = nn.ModuleDict()
-        self._build(read_graph(module), like.dtype)
+        self._build(graph, like.dtype)
         self.eval()
 
     def _build(self, graph: Graph, dtype: torch.dtype) -> None:
@@ -214,24 +215,26 @@ class Network(nn.Module):
         Raises:
             UnsupportedNetwork: A layer cannot read what comes to it, or the result is not one logit a class.
         """
-        task, meta = self.task, self.copy()
-        meta.place_head(task)
-        meta.to("meta")
+        meta: dict[str, nn.Module] = {op.name: op.blank(torch.device("meta"), self.dtype) for op in self.layers}
+        meta |= {op.name: op.blank(op.units, torch.device("meta"), self.dtype) for op in self.norms}
         x = torch.empty(2, *shape, dtype=self.dtype, device="meta")
 
         def apply(node: Node, inputs: Sequence[Tensor]) -> Tensor:
             try:
                 if isinstance(node.op, Norm) and inputs[0].dim() != (4 if node.op.dims == 2 else 2):
                     raise RuntimeError(f"it reads {inputs[0].dim()} dimensions")
-                return meta._head(inputs[0], task) if node.op == meta.output else meta._compute(node, inputs)
-            except (RuntimeError, ValueError) as error:
+                if isinstance(node.op, Layer | Norm):
+                    result: Tensor = meta[node.op.name](inputs[0])
+                    return result
+                return self._compute(node, inputs)
+            except (RuntimeError, ValueError, IndexError) as error:
                 found = " and ".join(str(list(value.shape[1:])) for value in inputs)
                 raise UnsupportedNetwork(
                     f"layer {node.name!r} cannot read {found}, which samples of shape {list(shape)} become: {error}; "
                     f"make the network fit the samples"
                 ) from error
 
-        logits, node = meta.graph.run(x, apply), self.graph.nodes[-1]
+        logits, node = self.graph.run(x, apply), self.graph.nodes[-1]
         if logits.shape != (2, self.output.units):
             raise UnsupportedNetwork(
                 f"the network ends with {node.name!r} of shape {list(logits.shape[1:])} for samples of shape "

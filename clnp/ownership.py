@@ -188,9 +188,9 @@ def with_free(network: Network, free: Mapping[str, Tensor]) -> Network:
         Damaged: An entry is missing, unknown, or of another shape or dtype than this network's.
     """
     result = network.copy()
-    slots = {}
+    slots, masks = {}, trainable(result)
     for name, value in entries(result).items():
-        dim, places = _places(trainable(result)[name], value)
+        dim, places = _places(masks[name], value)
         if len(places):
             slots[name] = (value, dim, places)
     unknown = sorted(free.keys() - slots.keys())

@@ -355,9 +355,6 @@ class _Reader:
         }
         if not hidden:
             raise UnsupportedNetwork("the network has no hidden layer; at least one is needed to claim units in")
-        reads = {node.op.source for node in nodes if isinstance(node.op, Layer)}
-        if lost := [name for name in hidden if name not in reads]:
-            raise UnsupportedNetwork(f"layer {lost[0]!r} has no consumer: no other layer reads its units; remove it")
         return Graph(nodes[: last + 1], tuple(hidden.values()))
 
     def _named(self) -> list[Node]:

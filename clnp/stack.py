@@ -10,7 +10,7 @@ from clnp.graph import Add, Layer, Node, Norm, Plain
 from clnp.network import Network
 from clnp.ownership import NORM_ENTRIES, STATISTICS, active, entries, masked, trainable
 
-__all__ = ["Stack", "conv", "dense", "dropout", "norm"]
+__all__ = ["Stack", "adaptive_average", "conv", "dense", "dropout", "norm"]
 
 
 class Stack:
@@ -78,6 +78,8 @@ class Stack:
         def apply(node: Node, inputs: Sequence[Tensor]) -> Tensor:
             return self._apply(node, inputs, noise)
 
+        if x.dim() not in (2, 4):  # Of another number of sizes, it is flattened before a layer reads it.
+            x = x.reshape(len(x), 1, x.shape[1], -1)
         return self._graph.run(x.t() if x.dim() == 2 else x, apply).transpose(1, 2)
 
     def member(self, index: int) -> dict[str, Tensor]:
@@ -108,7 +110,11 @@ class Stack:
         if isinstance(module, nn.Flatten):
             return _flatten(x)
         # A pooling knows no members: they are further samples to it.
-        result: Tensor = module(x.flatten(0, 1) if x.dim() == 5 else x)
+        maps = x.flatten(0, 1) if x.dim() == 5 else x
+        if isinstance(module, nn.AdaptiveAvgPool2d) and x.is_cuda:
+            result = adaptive_average(maps, module.output_size)
+        else:
+            result = module(maps)
         return result.reshape(*x.shape[:2], *result.shape[1:]) if x.dim() == 5 else result
 
 
@@ -211,6 +217,22 @@ def dropout(x: Tensor, p: float, noise: torch.Generator) -> Tensor:
     if x.dim() == 5:
         kept = kept.unsqueeze(1)
     return torch.where(kept, x * (1 / (1 - p)), 0.0) if p < 1 else torch.zeros_like(x)
+
+
+def adaptive_average(x: Tensor, size: int | tuple[int | None, ...] | None) -> Tensor:
+    """AdaptiveAvgPool2d of maps ``[batch, channels, h, w]`` as two products, whose gradient is the same on a GPU every
+    time; torch's is not."""
+    wanted = size if isinstance(size, tuple) else (size, size)
+    rows, columns = (_averages(x, extent, out or extent) for extent, out in zip(x.shape[2:], wanted, strict=True))
+    return rows @ x @ columns.t()
+
+
+def _averages(x: Tensor, extent: int, out: int) -> Tensor:
+    """What averages positions, ``[out, extent]``: output i those from ⌊i·extent/out⌋ up to ⌈(i+1)·extent/out⌉."""
+    at = torch.arange(extent, device=x.device)
+    place = torch.arange(out, device=x.device).unsqueeze(1)
+    taken = (at >= place * extent // out) & (at < -(-(place + 1) * extent // out))
+    return taken / taken.sum(1, keepdim=True).to(x.dtype)
 
 
 def _flatten(x: Tensor) -> Tensor:

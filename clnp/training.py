@@ -299,4 +299,5 @@ def _check(network: Network, members: Sequence[Member], train: Split, validation
         low, high = int(split.y.min()), int(split.y.max())
         if low < 0 or high >= classes:
             raise ValueError(f"the {name} split has classes {low} to {high}; the output layer has 0 to {classes - 1}")
-        network.check_shape(split.x.shape[1:])
+    for shape in {split.x.shape[1:] for split in (train, validation)}:
+        network.check_shape(shape)

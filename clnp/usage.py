@@ -12,7 +12,8 @@ class GroupUse:
     Attributes:
         name: The group's.
         claimed: Units that the task claimed.
-        reused: Units of earlier tasks that it reads and that are active on it: mean activity over its θ.
+        reused: Units of earlier tasks that its answer is computed from and that are not silent on it: mean activity
+            above 0.
         free: Units that nobody owns after its commit.
     """
 

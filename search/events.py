@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from search.names import cell_key
-from search.records import CellRecord, CommitJob, CommitRecord, Opening, StackJob
+from search.records import Cell, CellRecord, CommitJob, CommitRecord, Opening, StackJob
 from search.snapshot import Event, EventKind
-from search.text import plural, theta, units
+from search.text import MANY, number, plural, theta, units
 
 __all__ = ["of_cell", "of_commit", "of_opening", "of_winner"]
 
@@ -28,17 +28,17 @@ def of_cell(job: StackJob, record: CellRecord) -> Event:
     """A cell has its record."""
     if record.score is None:
         kind: EventKind = "cell diverged"
-        text = f"{cell_key(record.cell)}: {record.diverged}"
+        text = f"{_cell(record.cell)}: {record.diverged}"
     else:
         kind = "cell finished"
-        text = f"{cell_key(record.cell)}: {record.score.correct} of {record.score.total} right"
+        text = f"{_cell(record.cell)}: {record.score.correct} of {record.score.total} right"
     return Event(kind, text, job.replica, job.task, record.cell.index)
 
 
 def of_winner(job: CommitJob) -> Event:
     """A winner was chosen."""
     text = (
-        f"{cell_key(job.winner)} at θ={theta(job.point.theta)}: {job.point.correct} of {job.score.total} right "
+        f"{_cell(job.winner)} at θ={theta(job.point.theta)}: {job.point.correct} of {job.score.total} right "
         f"(best {job.best}, needed {job.needed}), {units(job.point.claimed)} new units"
     )
     return Event("winner chosen", text, job.replica, job.task, job.winner.index)
@@ -51,3 +51,12 @@ def of_commit(record: CommitRecord) -> Event:
         f"{units(record.free)} free"
     )
     return Event("task committed", text, record.replica, record.task, record.winner.index)
+
+
+def _cell(cell: Cell) -> str:
+    """A cell by its key; of many layers the least and the largest α stand for all."""
+    if len(cell.alpha) <= MANY:
+        return cell_key(cell)
+    least, largest = number(min(cell.alpha)), number(max(cell.alpha))
+    alpha = least if least == largest else f"{least} – {largest}"
+    return f"alpha={alpha} in {len(cell.alpha)} layers learning_rate={cell.learning_rate!r}"

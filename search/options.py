@@ -53,9 +53,10 @@ room for all tasks.
 
 _RUN = """
 Learn the tasks of an experiment, one after another. A run of the same name continues where it was; a finished one
-prints its table. Workers, retries and locations may change in between, replicas and tasks may grow; anything else is
-refused and needs another --name. Ctrl-C gives running jobs back and says how to continue; a second one leaves at
-once. At the end: the winner of every task, and every task's test accuracy measured again after each commit.
+prints its table. Workers, retries, locations and grow may change in between, replicas and tasks may grow; anything
+else is refused and needs another --name. Functions of your own (module:function) are looked for in the folder of the
+experiment file, then in the current one. Ctrl-C gives running jobs back and says how to continue; a second one leaves
+at once. At the end: the winner of every task, and every task's test accuracy measured again after each commit.
 """
 
 _RESUME = """

@@ -320,7 +320,7 @@ class _Commit(_Place):
                 f"and {list(job.point.claimed)} units claimed, and has {correct} and {list(claimed)} on "
                 f"{device_name(self.device)}; continue on the kind of device and with the versions that trained it"
             )
-        return network, Score(correct, len(self.task.validation)), diagnose(network, activity, job.point.theta)
+        return network, Score(correct, len(self.task.validation)), diagnose(network, activity)
 
     def _measure(self, network: Network, task: int) -> tuple[Score, bool]:
         """A task's score on its test split after the commit, and whether its logits are those from before.

@@ -51,6 +51,7 @@ def _shape(report: Mapping[str, Any]) -> Mapping[str, str]:
     return {
         "tasks": f"{report['count']} of {report['tasks']}, {plural(report['replicas'], 'replica')}",
         "network": f"{_network(report)}, {report['head']} head, {report['weights']:,} weights",
+        "growth": _growth(report["grow"]),
         "trials": f"{trials:,} of {plural(report['epochs'], 'epoch')} each",
         "validation": f"{report['validation']:,} samples",
         "rule": f"margin {_margin(report['margin'])} %, sparsity by {report['sparsity']}",
@@ -72,6 +73,13 @@ def _network(report: Mapping[str, Any]) -> str:
     else:
         sizes = f"{shape} to {report['classes']} classes, {sum(units):,} units in {len(units)} groups"
     return sizes if report["network"] == "mlp" else f"{report['network']}: {sizes}"
+
+
+def _growth(grow: Mapping[str, Any] | None) -> str:
+    if grow is None:
+        return "none, the size is fixed"
+    by = plural(int(grow["by"]), "unit") if grow["by"] >= 1 else f"{number(100 * grow['by'])} % of its first width"
+    return f"by {by}, of a group with fewer than {grow['below']} free"
 
 
 def _margin(margin: float | list[float]) -> str:

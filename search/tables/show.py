@@ -46,7 +46,7 @@ def _units(report: Mapping[str, Any]) -> Table:
 
 def _weights(report: Mapping[str, Any]) -> Table:
     """The three classes of weights, and how much of what is new builds on what is old."""
-    table = grid("weights of", ">active", ">free", ">severed", ">new units' input from old ones")
+    table = grid("weights of", ">active", ">free", ">interference", ">new units' input from old ones")
     for layer in report["usage"]["layers"]:
         share = "–" if layer["old_share"] is None else percent(layer["old_share"])
         counts = (layer["active"], layer["free"], layer["interference"])

@@ -414,7 +414,7 @@ def is_severed(network, task, kind, layer, owner, place, size):
     return bool(lives(network, layer.group, task)[row])
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_the_fingerprint_of_every_kind_sees_what_the_task_depends_on_and_nothing_else(networks, data):
     """Promise 1: an entry counts exactly if it is a number of the sub-network, or a severed one that is not 0."""
@@ -477,7 +477,7 @@ def test_a_commit_of_every_kind_severs_the_whole_kernel_and_nothing_else(network
     assert all(torch.equal(network.state_dict()[name], before[name]) for name in untouched)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_what_was_added_puts_every_kind_back(networks, data):
     """Promise 3: commits restored in order give the same network, through bytes."""
@@ -494,7 +494,7 @@ def test_what_was_added_puts_every_kind_back(networks, data):
         assert same(added(again, task), added(network, task))
 
 
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_later_tasks_of_every_kind_change_no_fingerprint_and_no_logit(networks, draw, claim_some, data):
     network, x = data.draw(networks(committed=st.integers(1, 3)))

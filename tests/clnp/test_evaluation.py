@@ -154,7 +154,7 @@ def test_samples_follow_the_module_to_its_device(make_network):
 KINDS = ("dense", "flattened", "averaged", "after", "before", "flat", "torchvision")
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(data=st.data(), exact=st.booleans())
 def test_every_kind_answers_at_full_width_as_its_sub_network(networks, data, exact):
     """Promise 1, with tasks that claim nothing in some group, groups of one unit and full ones."""
@@ -218,7 +218,7 @@ def poison(network, task, value, *, columns):
         network.weights(output, task).weight[:, output.columns(foreign(network.last.name))] = value
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_poison_in_all_that_a_task_must_not_read(networks, data):
     """Facts: NaN and inf for the canonical evaluator; for the full width 1e6, where the severed weights hold it off."""

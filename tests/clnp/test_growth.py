@@ -29,7 +29,7 @@ def unchanged(network, x, before):
         assert full_width_agrees(network, x, task)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_growth_changes_nothing_old_and_the_next_task_has_the_new_units(networks, draw, claim_some, data):
     """Promise 1 and Sec. 4, for every kind of network, before and after another task."""
@@ -99,7 +99,7 @@ def test_new_channels_have_the_statistics_that_torch_begins_with():
     assert module.bias.tolist() == module.running_mean.tolist() == [0.0] * 4
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_commits_are_restored_as_wide_as_they_were(networks, draw, claim_some, data):
     """Promise 3: a sequence with growth in its middle, put together again from its commits and widths."""

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from clnp.commit import fingerprint
 from clnp.errors import UnsupportedNetwork
 from clnp.graph import Group, Layer
 from clnp.models import mlp
@@ -140,3 +141,111 @@ def test_it_refuses_an_unknown_head():
 def test_it_refuses_what_is_no_module():
     with pytest.raises(UnsupportedNetwork, match=r"the network is a str; give a torch.nn.Module"):
         Network("resnet18")
+
+
+CONV = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+@pytest.mark.parametrize(
+    ("modules", "shape", "message"),
+    [
+        (CONV, (2, 8, 6), "layer '0' cannot read [2, 8, 6], which samples of shape [2, 8, 6] become: "),
+        (CONV, (3, 2, 2), "layer '0' cannot read [3, 2, 2]"),
+        (CONV, (3, 3, 3), "layer '2' cannot read [4, 1, 1], which samples of shape [3, 3, 3] become: "),
+        (CONV, (3, 12, 12), "layer '4' cannot read [100], which samples of shape [3, 12, 12] become: "),
+        (CONV, (24,), "layer '0' cannot read [24]"),
+        (
+            (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1), nn.AvgPool2d(2), nn.Flatten()),
+            (3, 8, 8),
+            "the network ends with '4' of shape [27] for samples of shape [3, 8, 8]; its 3 logits must be all that is "
+            "left: average the maps",
+        ),
+        (
+            (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+            (8, 8),
+            "cannot read [8, 8]",
+        ),
+        (
+            (nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)),
+            (2, 6),
+            "the network ends with '2' of shape [2, 3] for samples",
+        ),
+        ((nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)), (2, 6), "layer '1' cannot read [2, 5], which samples"),
+        ((nn.Flatten(), nn.Linear(6, 5), nn.Linear(5, 3)), (), "layer '0' cannot read []"),
+    ],
+)
+def test_samples_that_it_cannot_answer_are_refused(modules, shape, message):
+    """Promise 8: before anything starts, with the layer, what reaches it and the samples' shape."""
+    network = Network(nn.Sequential(*modules), head="multi")
+    with pytest.raises(UnsupportedNetwork) as refusal:
+        network.check_shape(shape)
+    assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 6), (3, 8, 7), (3, 9, 7)])
+def test_samples_that_become_what_is_read_are_accepted(shape):
+    """A pool may leave a row or column out."""
+    Network(nn.Sequential(*CONV)).check_shape(shape)
+
+
+def test_additions_of_maps_that_do_not_fit_are_refused():
+    class Uneven(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.fc = nn.Conv2d(1, 4, 1), nn.Conv2d(1, 4, 2), nn.Linear(4, 3)
+            self.pool = nn.AdaptiveAvgPool2d(1)
+
+        def forward(self, x):
+            return self.fc(self.pool(self.a(x) + self.b(x)).flatten(1))
+
+    with pytest.raises(UnsupportedNetwork, match=r"layer 'add' cannot read \[4, 5, 6\] and \[4, 4, 5\], which samples"):
+        Network(Uneven()).check_shape((1, 5, 6))
+
+
+@pytest.mark.parametrize("kind", ["dense", "flattened", "averaged", "after", "before", "flat", "torchvision"])
+def test_asking_for_a_shape_changes_nothing(make_any, kind):
+    for committed in (0, 2):
+        network, shape = make_any(kind, 1, head="multi", committed=committed)
+        before, random = {name: value.clone() for name, value in network.state_dict().items()}, torch.get_rng_state()
+        network.check_shape(shape)
+        assert torch.equal(random, torch.get_rng_state())
+        assert network.state_dict().keys() == before.keys()
+        assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+        assert not network.training
+        with pytest.raises(UnsupportedNetwork):
+            network.check_shape((shape[0] + 1, *shape[1:]))
+
+
+@pytest.mark.parametrize("kind", ["dense", "flattened", "averaged", "after", "before", "flat", "torchvision"])
+def test_the_state_of_every_kind_travels(make_any, make_module, kind):
+    """After save and load, and .to(): owners stay whole numbers and fingerprints what they were."""
+    network, _ = make_any(kind, 3, committed=2)
+    other = Network(make_module(kind, 3)[0])
+    other.load_state_dict(network.state_dict())
+    assert other.task == 2
+    for task in range(2):
+        assert fingerprint(other, task) == fingerprint(network, task)
+    other.double()
+    assert other.dtype == torch.float64
+    for group in network.groups:
+        assert torch.equal(other.owner(group), network.owner(group))
+        assert other.owner(group).dtype == torch.int64
+        assert other.group(group.name) == group
+    with pytest.raises(KeyError):
+        other.group("nobody")
+
+
+def test_names_may_be_paths_and_words_that_torch_keeps():
+    """A person's module is taken as it is."""
+    inner = nn.Sequential()
+    inner.add_module("values", nn.Linear(6, 5))
+    inner.add_module("norm", nn.BatchNorm1d(5))
+    module = nn.Sequential()
+    module.add_module("keys", inner)
+    module.add_module("output", nn.Linear(5, 3))
+    network = Network(module)
+    assert [layer.name for layer in network.layers] == ["keys.values", "output"]
+    assert [norm.name for norm in network.norms] == ["keys.norm"]
+    assert network.owner("keys.values").tolist() == [FREE] * 5
+    assert network.weights(network.layers[0]).weight.shape == (5, 6)
+    assert network.norm(network.norms[0]).num_features == 5

@@ -5,8 +5,8 @@ from torch import nn
 from clnp import optimizers
 from clnp.models import mlp
 from clnp.network import FREE, Network
-from clnp.optimizers import Adam, Sgd, select
-from clnp.ownership import trainable
+from clnp.optimizers import Adam, AdamW, Sgd, select
+from clnp.ownership import entries, trainable
 from clnp.stack import Stack
 
 
@@ -15,12 +15,24 @@ def _seeded():
     torch.manual_seed(0)
 
 
+DECAY = 0.3
+
+
+def adamw(module, rate):
+    """Its decay on the weights of layers alone."""
+    weights = [child.weight for child in module.modules() if isinstance(child, nn.Linear | nn.Conv2d)]
+    others = [value for value in module.parameters() if not any(value is weight for weight in weights)]
+    groups = [{"params": weights, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=rate)
+
+
 KINDS = {
-    "adam": (lambda *given: Adam(*given), lambda values, rate: torch.optim.Adam(values, lr=rate)),
-    "sgd": (lambda *given: Sgd(*given), lambda values, rate: torch.optim.SGD(values, lr=rate)),
+    "adam": (lambda *given: Adam(*given), lambda module, rate: torch.optim.Adam(module.parameters(), lr=rate)),
+    "adamw": (lambda *given: AdamW(*given, weight_decay=DECAY), adamw),
+    "sgd": (lambda *given: Sgd(*given), lambda module, rate: torch.optim.SGD(module.parameters(), lr=rate)),
     "momentum": (
         lambda *given: Sgd(*given, momentum=0.9),
-        lambda values, rate: torch.optim.SGD(values, lr=rate, momentum=0.9),
+        lambda module, rate: torch.optim.SGD(module.parameters(), lr=rate, momentum=0.9),
     ),
 }
 
@@ -68,7 +80,7 @@ def test_steps_are_those_of_torch_on_a_plain_network(kind, alphas):
     for rate in rates:
         module = mlp(6, [5, 4], 3).double()
         module.load_state_dict({name: value[0] for name, value in stack.parameters.items()})
-        plain.append((module, theirs(list(module.parameters()), rate)))
+        plain.append((module, theirs(module, rate)))
     for x, y in batches():
         optimizer.step(loss_gradients(stack, x, y))
         for member, (module, reference) in enumerate(plain):
@@ -136,7 +148,9 @@ def test_a_product_instead_of_the_selection_lets_nan_through(monkeypatch):
     assert not unmoved(*run("sgd", make(owned=2), poison=torch.nan))
 
 
-@pytest.mark.parametrize(("kind", "alpha"), [("sgd", 0.05), ("adam", 0.05), ("adam", 0.0), ("momentum", 0.0)])
+@pytest.mark.parametrize(
+    ("kind", "alpha"), [("sgd", 0.05), ("adam", 0.05), ("adam", 0.0), ("adamw", 0.0), ("momentum", 0.0)]
+)
 def test_zero_gradients_alone_would_not_keep_frozen_entries(kind, alpha, monkeypatch):
     """Facts: L1 that reaches a frozen weight moves it, and so does the state that an earlier task left behind."""
     network = make(owned=2)
@@ -207,3 +221,64 @@ def test_members_of_a_stack_step_as_they_do_alone():
         for name, value in alone.parameters.items():
             torch.testing.assert_close(together.parameters[name][member], value[0], rtol=1e-9, atol=1e-12)
     assert all(bool((network.owner(layer) == FREE).any()) for layer in network.groups)
+
+
+def test_decay_alone_would_move_a_frozen_weight(monkeypatch):
+    """Facts: decay on frozen entries although the gradients are zeroed changed an old logit by 0.36."""
+    network = make(owned=2)
+    stack = Stack(network, 1)
+    optimizer = AdamW(stack, {f"{layer.name}.weight": [0.0] for layer in network.layers}, (0.01,), weight_decay=DECAY)
+    before = stack.parameters["hidden1.weight"].detach().clone()
+    zeros = {name: torch.zeros_like(value) for name, value in stack.parameters.items()}
+    optimizer.step({name: value.clone() for name, value in zeros.items()})
+    after = stack.parameters["hidden1.weight"].detach()
+    assert torch.equal(after[:, :2], before[:, :2])
+    torch.testing.assert_close(after[:, 2:], before[:, 2:] * (1 - 0.01 * DECAY))
+    monkeypatch.setattr(optimizers, "select", lambda update, _: update)
+    optimizer.step(zeros)
+    assert not torch.equal(stack.parameters["hidden1.weight"].detach()[:, :2], before[:, :2])
+
+
+def test_decay_spares_biases_and_batchnorms(make_any):
+    """Facts: decay, like L1, acts on weights."""
+    network, _ = make_any("torchvision", 2, dtype=torch.float64)
+    stack = Stack(network, 2)
+    before = {name: value.detach().clone() for name, value in stack.parameters.items()}
+    names = {f"{layer.name}.weight" for layer in network.layers}
+    optimizer = AdamW(stack, {name: [0.0, 0.0] for name in names}, (0.1, 0.2), weight_decay=DECAY)
+    optimizer.step({name: torch.zeros_like(value) for name, value in stack.parameters.items()})
+    assert {name for name in before if name not in names}
+    for name, value in stack.parameters.items():
+        rates = torch.tensor([0.1, 0.2], dtype=torch.float64).view(2, *[1] * (value.dim() - 1))
+        expected = before[name] * (1 - rates * DECAY) if name in names else before[name]
+        torch.testing.assert_close(value.detach(), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("network_kind", ["flattened", "averaged", "after", "torchvision"])
+@pytest.mark.parametrize(("head", "poison"), [("single", torch.nan), ("multi", None)])
+def test_frozen_entries_of_every_kind_keep_every_bit(make_any, kind, network_kind, head, poison):
+    """Promise 1: kernels, biases, scales and shifts, whatever optimizer, head and gradient."""
+    network, shape = make_any(network_kind, 4, head=head, committed=2)
+    stack = Stack(network, 2)
+    for value in stack.parameters.values():
+        value.detach()[torch.rand(value.shape) < 0.2] = -0.0
+    masks = trainable(network)
+    start = {name: value.detach().clone() for name, value in stack.parameters.items()}
+    optimizer = KINDS[kind][0](stack, {f"{layer.name}.weight": [0.05] * 2 for layer in network.layers}, (0.01, 0.1))
+    for _ in range(3):
+        x, y = torch.randn(6, *shape), torch.randint(3, (6,))
+        logits = stack.forward(x, torch.Generator()).transpose(1, 2)
+        loss = nn.functional.cross_entropy(logits, y.expand(2, -1))
+        gradients = torch.autograd.grad(loss, list(stack.parameters.values()))
+        if poison is not None:
+            for gradient in gradients:
+                gradient[0] = poison
+        optimizer.step(dict(zip(stack.parameters, gradients, strict=True)))
+    moved = 0
+    for name, value in stack.parameters.items():
+        frozen = ~masks[name].expand_as(value)
+        assert torch.equal(bits(value)[frozen], bits(start[name])[frozen])
+        moved += int((value.detach()[1] != start[name][1]).sum())
+    assert moved
+    assert entries(network).keys() >= stack.parameters.keys()

@@ -32,7 +32,7 @@ def inside(network, activity, split, tolerance):
     return bounds
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(data=st.data(), tolerance=st.sampled_from([1e-4, 1e-3, 1e-1]), silent=st.sampled_from([0.0, 0.3]))
 def test_the_bounds_hold_every_canonical_count(networks, data, tolerance, silent):
     """Promise 2: what is skipped for its bounds is never scored."""

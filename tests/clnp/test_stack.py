@@ -12,7 +12,7 @@ from clnp.graph import Norm
 from clnp.models import mlp
 from clnp.network import FREE, Network
 from clnp.ownership import active, entries, take_free, trainable, with_free
-from clnp.stack import Stack, dense, dropout, norm
+from clnp.stack import Stack, adaptive_average, dense, dropout, norm
 from clnp.subnetwork import cut
 
 
@@ -193,7 +193,7 @@ def put(module, network, values):
     return module
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(data=st.data(), members=st.integers(1, 3))
 def test_members_of_every_kind_answer_as_they_do_alone(networks, data, members):
     """In evaluation mode: each is the network with its entries put in place, cut out for the open task."""
@@ -391,3 +391,9 @@ def test_a_full_group_of_convolutions_is_computed_once(make_any):
     stack.forward(torch.randn(4, *shape), torch.Generator())
     for name in before.keys() - stack.parameters.keys():
         assert torch.equal(stack.member(1)[name], before[name])
+
+
+@pytest.mark.parametrize("size", [1, 7, (2, 3), (None, 4), (5, 1)])
+def test_the_adaptive_average_is_torchs(size):
+    x = torch.randn(3, 2, 7, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(adaptive_average(x, size), nn.AdaptiveAvgPool2d(size)(x))

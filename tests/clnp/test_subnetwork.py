@@ -112,7 +112,7 @@ MODULES = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.ReLU, nn.Lea
 MODULES += (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Dropout, nn.Flatten, Select)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_every_kind_is_cut_into_plain_modules_of_the_width_that_lives(networks, data):
     """What an export may meet: a Sequential of a chain, else a GraphModule, of these modules alone; in evaluation mode,

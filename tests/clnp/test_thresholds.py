@@ -73,7 +73,7 @@ def test_the_staircase_is_the_one_of_the_whole_curve(make_network, data):
     assert staircase(network, activity, split) == Staircase(points[0].correct, by_definition(points))
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(data=st.data(), whole=st.booleans(), silent=st.sampled_from([0.0, 0.3]), count=st.integers(1, 40))
 def test_the_staircase_of_every_kind_is_the_one_of_the_whole_curve(networks, data, whole, silent, count):
     """Promise 2 for convolutions, BatchNorms, pools and residual networks; with tasks that claimed nothing in a group,
@@ -86,7 +86,7 @@ def test_the_staircase_of_every_kind_is_the_one_of_the_whole_curve(networks, dat
     assert staircase(network, activity, split) == Staircase(points[0].correct, by_definition(points))
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_points_of_every_kind_say_what_a_commit_at_their_threshold_does(networks, data):
     network, x = data.draw(networks(count=30))

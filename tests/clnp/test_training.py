@@ -17,7 +17,7 @@ from clnp.seeding import generator
 from clnp.stack import Stack
 from clnp.subnetwork import cut, subnetwork
 from clnp.tasks.task import Split
-from clnp.training import Member, Settings, open_task, train
+from clnp.training import Member, Settings, check_batches, open_task, train
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +30,7 @@ OPTIMIZERS = {
     "adam": Settings(epochs=2, batch_size=16),
     "sgd": Settings(epochs=2, batch_size=16, optimizer="sgd"),
     "momentum": Settings(epochs=2, batch_size=16, optimizer="sgd", momentum=0.9),
+    "adamw": Settings(epochs=2, batch_size=16, optimizer="adamw", weight_decay=0.2),
 }
 
 
@@ -181,6 +182,12 @@ def test_training_is_what_torch_does_to_a_plain_network(kind):
     layers = [child for child in module if isinstance(child, nn.Linear)]
     if settings.optimizer == "adam":
         optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
+    elif settings.optimizer == "adamw":
+        groups = [
+            {"params": [layer.weight for layer in layers], "weight_decay": settings.weight_decay},
+            {"params": [layer.bias for layer in layers], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=0.02)
     else:
         optimizer = torch.optim.SGD(module.parameters(), lr=0.02, momentum=settings.momentum)
     order, epochs = generator(5, "order", 0), []
@@ -440,6 +447,180 @@ def test_training_works_without_gradients_around_it():
     assert same(expected.free, found.free)
 
 
+# Every kind of network
+
+CHAINS = ("dense", "flattened", "averaged")
+RESIDUALS = ("after", "before", "flat", "torchvision")
+
+
+def labelled(shape, count, *, seed=0, dtype=torch.float32):
+    """Samples around one pattern a class, and their classes."""
+    random = torch.Generator().manual_seed(seed)
+    patterns = torch.randn(3, *shape, generator=random)
+    patterns += torch.randn(3, shape[0], *[1] * (len(shape) - 1), generator=random)  # An average tells them apart too.
+    y = torch.randint(3, (count,), generator=random)
+    return Split((patterns[y] + torch.randn(count, *shape, generator=random)).to(dtype), y)
+
+
+@pytest.mark.parametrize("kind", CHAINS + RESIDUALS)
+@pytest.mark.parametrize(("head", "committed"), [("multi", 0), ("single", 2)])
+def test_a_stack_of_every_kind_is_its_members_alone(make_any, kind, head, committed):
+    """In float64 for a few steps: weights, and the statistics of BatchNorms, with the same dropout masks."""
+    network, shape = make_any(kind, committed + 1, head=head, committed=committed, dtype=torch.float64)
+    opened = open_task(network, seed=0)
+    layers = len(opened.layers)
+    members = [Member((alpha,) * layers, rate) for alpha, rate in ((0.0, 0.01), (0.02, 0.01), (0.0, 0.05))]
+    data, validation = labelled(shape, 40, dtype=torch.float64), labelled(shape, 20, seed=1, dtype=torch.float64)
+    settings = Settings(epochs=1, batch_size=12)
+    together = train(opened, data, validation, members, settings, seed=0)
+    for one, result in zip(members, together, strict=True):
+        (alone,) = train(opened, data, validation, [one], settings, seed=0)
+        assert result.diverged is alone.diverged is None
+        assert alone.epochs == result.epochs
+        assert alone.free.keys() == result.free.keys()
+        for name, value in alone.free.items():
+            # Adam divides by the square root of a moment that may be next to nothing: rounding grows there.
+            torch.testing.assert_close(result.free[name], value, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["flattened", "averaged", "torchvision"])
+def test_after_a_float32_epoch_a_stack_scores_as_its_members_alone(make_any, kind):
+    """Facts: stacked and alone differ by rounding, so by a few samples."""
+    network, shape = make_any(kind, 2, head="multi", committed=1, last=12)
+    opened = open_task(network, seed=0)
+    data, validation = labelled(shape, 200), labelled(shape, 150)
+    members = [Member((alpha,) * len(opened.layers), rate) for alpha, rate in ((0.0, 0.01), (1e-3, 0.01), (0.0, 0.02))]
+    settings = Settings(epochs=2, batch_size=20)
+    together = train(opened, data, validation, members, settings, seed=0)
+    for one, result in zip(members, together, strict=True):
+        (alone,) = train(opened, data, validation, [one], settings, seed=0)
+        assert abs(result.epochs[-1] - alone.epochs[-1]) <= 4
+    assert max(result.epochs[-1] for result in together) > 75, "nothing was learnt"
+
+
+@pytest.mark.parametrize("kind", CHAINS + RESIDUALS)
+@pytest.mark.parametrize(("optimizer", "head"), [("adamw", "single"), ("momentum", "multi")])
+def test_training_of_every_kind_moves_nothing_old(make_any, kind, optimizer, head):
+    """Promise 1: after two tasks a third, on real gradients; and what it scored is what is put in place (promise 2)."""
+    network, shape = make_any(kind, 3, head=head, committed=2)
+    x = torch.randn(20, *shape)
+    known = [(fingerprint(network, task), logits(subnetwork(network, task), x)) for task in range(2)]
+    opened = open_task(network, seed=0)
+    data, validation = labelled(shape, 40), labelled(shape, 30, seed=1)
+    (result,) = train(opened, data, validation, [member(0.01, 0.05, len(opened.layers))], OPTIMIZERS[optimizer], seed=0)
+    trained = with_free(opened, result.free)
+    answers = logits(cut(trained, 2), validation.x).argmax(1)
+    assert abs(int((answers == validation.y).sum()) - result.epochs[-1]) <= 1
+    assert any(not torch.equal(value, entries(opened)[name]) for name, value in entries(trained).items())
+    commit(trained, {group.name: ~active(trained, group) for group in trained.groups})
+    for task, (print_, answer) in enumerate(known):
+        assert fingerprint(trained, task) == print_
+        assert torch.equal(logits(subnetwork(trained, task), x), answer)
+        assert full_width_agrees(trained, x, task)
+
+
+@pytest.mark.parametrize("kind", ["flattened", "averaged", "before", "torchvision"])
+def test_opening_draws_kernels_as_torch_does_and_begins_batchnorms_anew(make_any, kind):
+    """Facts: full fan-in, severed zeros stay zero, parameters and statistics of free channels reset."""
+    network, _ = make_any(kind, 8, head="multi", committed=2)
+    opened = open_task(network, seed=4)
+    masks, old = trainable(opened), entries(open_task(network, seed=5))
+    for layer in opened.layers:
+        weight = entries(opened)[f"{layer.name}.weight"]
+        drawn = torch.empty_like(weight)
+        nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator(4, "init", 2, layer.name))
+        where = masks[f"{layer.name}.weight"].expand_as(weight)
+        torch.testing.assert_close(weight[where], drawn[where])
+    starts = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+    for norm in opened.norms:
+        free = ~active(opened, norm.group)
+        for kind_, start in starts.items():
+            if (value := entries(opened).get(f"{norm.name}.{kind_}")) is not None:
+                assert bool((value[free] == start).all())
+                assert torch.equal(bits(value[~free]), bits(old[f"{norm.name}.{kind_}"][~free]))
+
+
+@pytest.mark.parametrize("kind", CHAINS + RESIDUALS)
+def test_a_full_network_of_every_kind_trains_its_new_head_alone(make_any, kind):
+    """Sec. 2.1, depletion: the same as final layer transfer learning."""
+    network, shape = make_any(kind, 2, head="multi", committed=1, share=1.0)
+    opened = open_task(network, seed=0)
+    x = torch.randn(9, *shape)
+    data, validation = labelled(shape, 40), labelled(shape, 30)
+    features = [value for _, _, value in opened.values(x)]
+    (result,) = train(opened, data, validation, [member(0.0, 0.05, len(opened.layers))], ADAM, seed=0)
+    output = opened.output.name
+    assert list(result.free) == [f"{output}.weight", *([f"{output}.bias"] if opened.output.bias else [])]
+    trained = with_free(opened, result.free)
+    assert all(torch.equal(a, b) for a, (_, _, b) in zip(features, trained.values(x), strict=True))
+    assert not torch.equal(trained.weights(trained.output).weight, opened.weights(opened.output).weight)
+
+
+def dropping(p=0.5):
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(p), nn.Flatten(), nn.Linear(72, 3)
+    )
+
+
+def test_dropout_is_seeded_by_replica_and_task_and_used():
+    data, validation = labelled((2, 6, 5), 40), labelled((2, 6, 5), 20, seed=1)
+    one = [member(0.0, 0.01, 2)]
+    opened = open_task(Network(dropping(), head="multi"), seed=0)
+    random = torch.get_rng_state()
+    first, again = (train(opened, data, validation, one, ADAM, seed=0)[0] for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), random)
+    assert same(first.free, again.free)
+    plain = open_task(Network(dropping(0.0), head="multi"), seed=0)
+    assert same(entries(plain), entries(opened))
+    assert not same(train(plain, data, validation, one, ADAM, seed=0)[0].free, first.free)
+    assert not same(train(opened, data, validation, one, ADAM, seed=1)[0].free, first.free)
+
+
+def test_early_stopping_restores_statistics_with_the_weights():
+    """Facts: the first best validation epoch is restored whole. It is the network of that epoch, bit for bit."""
+    data, validation = labelled((2, 6, 5), 24), labelled((2, 6, 5), 60, seed=0)
+    opened = open_task(Network(dropping(), head="multi"), seed=0)
+    settings = Settings(epochs=10, batch_size=8, early_stopping=True)
+    results = [
+        train(opened, data, validation, [member(0.0, rate, 2)], settings, seed=0)[0] for rate in (0.05, 0.1, 0.3)
+    ]
+    assert any(result.epoch < 10 for result in results), "no member was best before the end: this shows nothing"
+    for rate, result in zip((0.05, 0.1, 0.3), results, strict=True):
+        assert result.epoch == best_first(result.epochs)
+        short = Settings(epochs=result.epoch, batch_size=8)
+        (expected,) = train(opened, data, validation, [member(0.0, rate, 2)], short, seed=0)
+        assert {"1.running_mean", "1.running_var"} <= result.free.keys()
+        assert same(result.free, expected.free)
+        answers = logits(cut(with_free(opened, result.free), 0), validation.x).argmax(1)
+        assert abs(int((answers == validation.y).sum()) - result.epochs[result.epoch - 1]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "fits"), [(33, 16, False), (1, 8, False), (4, 1, False), (34, 16, True)]
+)
+def test_a_batch_of_one_sample_has_no_variance(samples, batch_size, fits):
+    """Promise 8: said before anything starts, and not by a NaN."""
+    network = open_task(Network(dropping()), seed=0)
+    data, settings = labelled((2, 6, 5), samples), Settings(epochs=1, batch_size=batch_size)
+    if fits:
+        check_batches(network, samples, batch_size)
+        assert train(network, data, data, [member(layers=2)], settings, seed=0)[0].diverged is None
+        return
+    for refused in (
+        lambda: check_batches(network, samples, batch_size),
+        lambda: train(network, data, data, [member(layers=2)], settings, seed=0),
+    ):
+        with pytest.raises(
+            ValueError, match=r"the last batch holds 1, of which the BatchNorm '1' has no variance; give"
+        ):
+            refused()
+
+
+def test_without_a_batchnorm_a_batch_of_one_sample_is_a_batch():
+    check_batches(Network(mlp(6, [5], 3)), 33, 16)
+    check_batches(Network(mlp(6, [5], 3)), 33, 1)
+
+
 # Refusals
 
 
@@ -455,6 +636,10 @@ def test_training_works_without_gradients_around_it():
         (lambda: Settings(1, 16, optimizer="rmsprop"), """is 'rmsprop'; it can be "adam", "adamw" or "sgd\""""),
         (lambda: Settings(1, 16, optimizer="sgd", momentum=1.0), "momentum is 1.0; it must be at least 0 and below 1"),
         (lambda: Settings(1, 16, momentum=0.9), "momentum is 0.9, but adam has none"),
+        (lambda: Settings(1, 16, weight_decay=0.1), 'weight_decay is 0.1, but adam has none; use optimizer "adamw"'),
+        (lambda: Settings(1, 16, optimizer="adamw", weight_decay=-0.1), "weight_decay is -0.1; it must be finite"),
+        (lambda: Settings(1, 16, optimizer="adamw", weight_decay=math.inf), "weight_decay is inf; it must be finite"),
+        (lambda: Settings(1, 16, optimizer="adamw", momentum=0.9), "momentum is 0.9, but adamw has none"),
         (lambda: Settings(1, 16, patience=3), "patience is 3 without early_stopping"),
         (lambda: Settings(1, 16, early_stopping=True, patience=0), "patience is 0; it must be at least 1"),
     ],

@@ -181,3 +181,9 @@ def test_the_rule_of_thumb_is_within_a_factor_of_two_of_what_was_measured(
 def test_a_share_of_a_task_that_is_not_there_is_refused() -> None:
     with pytest.raises(IndexError, match="there is no task 5: the experiment has 5"):
         expected_share(Experiment(), 5)
+
+
+def test_a_network_that_grows_is_not_too_small() -> None:
+    weak: dict[str, Any] = {"grid": {"alpha": [1e-6], "learning_rate": [2e-3]}}
+    assert len(warned(**weak)) == 1
+    assert warned(**weak, grow={"by": 0.1}) == []

@@ -452,6 +452,32 @@ def test_a_full_layer_is_impossible(tmp_path: Path) -> None:
     assert failure.kind == "impossible"
 
 
+def test_weight_decay_reaches_the_optimizer(single: Played) -> None:
+    """A large one takes the L1 term's part: other weights, and every record whole."""
+    found = []
+    for decay in (0.0, 0.5):
+        chosen = experiment(training={"epochs": 2, "optimizer": "adamw", "weight_decay": decay})
+        result = perform(replace(single.stack(0), experiment=chosen.to_json()), single.settings)
+        found.append([record.artifact for record in result.cells])
+    assert all(plain and decayed and plain != decayed for plain, decayed in zip(*found, strict=True))
+
+
+def test_a_commit_says_what_it_used(played: Played) -> None:
+    """Units claimed, reused and free, weights by class, and the share of new units' input that is from old ones."""
+    first, second = played.results[1].commit, played.results[3].commit
+    assert first is not None
+    assert second is not None
+    for record in (first, second):
+        assert tuple(group.claimed for group in record.usage.groups) == record.claimed
+        assert tuple(group.free for group in record.usage.groups) == record.free
+        assert [layer.name for layer in record.usage.layers] == ["hidden1", "hidden2", "output"]
+        assert record.usage.layers[0].old_share is None, "it reads the samples"
+    assert [layer.old_share for layer in first.usage.layers[1:]] == [0.0, 0.0]
+    assert 0 < (second.usage.layers[1].old_share or 0) < 1
+    assert [group.reused for group in first.usage.groups] == [0, 0]
+    assert 0 <= second.usage.groups[0].reused <= first.claimed[0]
+
+
 def test_threads_and_determinism_are_set_on_purpose(single: Played) -> None:
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(False)

@@ -1,4 +1,4 @@
-"""Sequences of tasks that are really trained, on every kind of network, and the check of promise 1 after each commit."""
+"""Sequences of tasks, really trained, on every kind of network, and the check of promise 1 after each commit."""
 
 import itertools
 import math
@@ -194,7 +194,9 @@ KINDS = {
         ),
         (2, 5, 8),
     ),
-    "one unit first": Kind(lambda: chain(nn.Linear(8, 1), nn.ReLU(), nn.Linear(1, 9), nn.ReLU(), nn.Linear(9, 3)), (8,)),
+    "one unit first": Kind(
+        lambda: chain(nn.Linear(8, 1), nn.ReLU(), nn.Linear(1, 9), nn.ReLU(), nn.Linear(9, 3)), (8,)
+    ),
     "one channel between": Kind(
         lambda: chain(
             nn.Conv2d(2, 8, 3, padding=1),

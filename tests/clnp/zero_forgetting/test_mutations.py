@@ -4,9 +4,8 @@ A check that stays green whatever is broken proves nothing. Where two safeguards
 removed, and the test shows that either alone still holds.
 """
 
-import torch
-
 import pytest
+import torch
 from torch import nn
 
 from clnp import commit as commit_module
@@ -239,7 +238,9 @@ def last_feature(layer, units):
     return units.repeat(layer.positions)
 
 
-@pytest.mark.parametrize(("kind", "head"), [("conv + norm", "single"), ("conv + norm", "multi"), ("flat head", "multi")])
+@pytest.mark.parametrize(
+    ("kind", "head"), [("conv + norm", "single"), ("conv + norm", "multi"), ("flat head", "multi")]
+)
 def test_cutting_the_wrong_columns_of_a_flattened_map_shows(monkeypatch, sequence, kind, head):
     """Promise 1: channel c of a map of H × W has the columns c·H·W to (c+1)·H·W − 1 of what reads it flattened."""
     proper, columns = commit_module.sever, graph.Layer.columns
@@ -360,7 +361,7 @@ class Multiplied:
         return getattr(torch, name)
 
     @staticmethod
-    def where(mask, chosen, other, *, out=None):
+    def where(mask, chosen, _, *, out=None):
         product = chosen * mask
         return product if out is None else out.copy_(product)
 
@@ -379,7 +380,11 @@ def test_multiplying_the_update_by_a_mask_shows(monkeypatch, course, claim, kind
         nan = {name: torch.full_like(value, torch.nan) for name, value in members.parameters.items()}
         optimizer.step(nan)
         found = members.member(0)
-        return {n for n, v in entries(opened).items() if not torch.equal(v[~masks[n].expand_as(v)], found[n][~masks[n].expand_as(v)])}
+        return {
+            n
+            for n, v in entries(opened).items()
+            if not torch.equal(v[~masks[n].expand_as(v)], found[n][~masks[n].expand_as(v)])
+        }
 
     assert touched() == set()
     monkeypatch.setattr(optimizers, "torch", Multiplied())
@@ -451,8 +456,11 @@ def test_owners_travel_with_the_state_and_the_device(course, claim, kind, head):
 def test_without_buffers_the_state_lacks_the_owners(monkeypatch, course, claim):
     """Promise 1: owners that are plain attributes are left behind, and the check sees it."""
     monkeypatch.setattr(
-        Network, "register_buffer", lambda self, name, value: setattr(self, name, value) if "owner" in name
-        else nn.Module.register_buffer(self, name, value)
+        Network,
+        "register_buffer",
+        lambda self, name, value: (
+            setattr(self, name, value) if "owner" in name else nn.Module.register_buffer(self, name, value)
+        ),
     )
     monkeypatch.setattr(Network, "get_buffer", lambda self, name: getattr(self, name))
     made = course("conv + norm", "multi", tasks=2)

@@ -1,5 +1,6 @@
 """What an experiment would do."""
 
+import io
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from search.errors import BadInput
 from search.grid import cells
 from search.machine import cores
 from search.reports.plan import plan
+from search.tables import TABLES, print_table
 
 
 def test_every_cell_is_there_in_full(experiment):
@@ -101,3 +103,12 @@ def test_the_report_is_json(store, experiment, simulate):
     simulate(experiment(), stop_after=8)
     report = plan(experiment(rule={"margin": [1, 2, 3]}), "made-up", store=store)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_growth_is_told(experiment):
+    assert plan(experiment(), "new", store=None)["grow"] is None
+    report = plan(experiment(grow={"by": 0.25, "below": 3}), "new", store=None)
+    assert report["grow"] == {"by": 0.25, "below": 3}
+    console = io.StringIO()
+    print_table(TABLES["plan"](report), console)
+    assert "by 25 % of its first width, of a group with fewer than 3 free" in console.getvalue()

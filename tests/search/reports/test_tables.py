@@ -68,6 +68,37 @@ def test_no_table_is_cut_off_at_80_columns(reports):
         assert max(map(len, text.splitlines())) <= 80, name
 
 
+def test_a_network_of_many_groups_is_summed_up(store, experiment, simulate):
+    """As deep as a ResNet-18, each layer with an α of its own: a column a group or layer would not be readable."""
+    deep = {"hidden": [40] * 20}
+    alpha = [[0.001 * (1 + layer) for layer in range(21)], 0.01]
+    run = experiment(model=deep, grid={"alpha": alpha, "learning_rate": [0.001]}, replicas=1)
+    simulate(run)
+    made = {
+        "final": final(store, run.name),
+        "plan": plan(run, run.name, store=store),
+        "replay": replay(store, run.name, "7"),
+        "show": show(store, run.name),
+        "status": status(store),
+    }
+    for name, report in made.items():
+        text = on_terminal(TABLES[name](report))
+        assert max(map(len, text.splitlines())) <= 80, name
+        assert (name == "show") == ("hidden17" in text), "only show tells them one by one"
+    assert "800 units in 20 groups" in printed(TABLES["plan"](made["plan"]))
+    assert "0.001 – 0.021" in printed(TABLES["plan"](made["plan"]))
+    free = sum(made["final"]["replicas"][0]["tasks"][-1]["free"].values())
+    assert f"{free} of 800" in printed(TABLES["status"](made["status"]))
+
+
+def test_show_tells_units_and_weights_by_class(reports):
+    text = printed(TABLES["show"](reports["show"]))
+    usage = reports["show"]["usage"]
+    for group in usage["groups"]:
+        assert re.search(rf"{group['name']} +{group['claimed']} +{group['reused']} +{group['free']} ", text)
+    assert re.search(rf"output +{usage['layers'][-1]['active']:,} +0 +0 +50.00 %", text)
+
+
 def test_in_a_pipe_nothing_is_folded_coloured_or_padded(reports):
     for name, report in reports.items():
         text = printed(TABLES[name](report))
