@@ -17,7 +17,7 @@ def blocks(language: str) -> list[str]:
 
 def test_the_library_example_forgets_nothing() -> None:
     """Promise 1. The printed numbers are those of one machine; that no task's ever change holds on every one."""
-    (example,) = blocks("python")
+    (example,) = (block for block in blocks("python") if "def " not in block)
     done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=True)
     found = [re.fullmatch(r"(\d) \[(.*)\] \[(.*)\]", line) for line in done.stdout.splitlines()]
     rows = [(match[2].split(", "), match[3].split(", ")) for match in found if match]
@@ -29,12 +29,38 @@ def test_the_library_example_forgets_nothing() -> None:
     assert min(int(right) for right in rows[-1][0]) > 240
 
 
+def test_ones_own_network_and_tasks_take_under_forty_lines(tmp_path: Path) -> None:
+    """The README's own files, run as it says but for fewer epochs: it trains, grows, exports, and nothing old moves."""
+    (code,) = (block for block in blocks("python") if "def " in block)
+    (experiment,) = (block for block in blocks("yaml") if "mine:" in block)
+    assert len(code.splitlines()) + len(experiment.splitlines()) < 40
+    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "mine.yaml").write_text(experiment)
+    for words in (
+        "run mine.yaml --backend inline --set training.epochs=2 rule.margin=9",
+        "run mine.yaml --backend inline --set training.epochs=2 rule.margin=9 tasks.count=3 grow.by=8 grow.below=24",
+        "verify mine",
+        "export mine --task 2 --to task2.onnx",
+    ):
+        command = [sys.executable, "-m", "search", *words.split()]
+        done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{words}:\n{done.stdout}{done.stderr}"
+        if "grow" in words:
+            assert "0 of 3 old fingerprints changed" in done.stdout
+            assert "units grown: stem.0 from 24 to 32" in done.stdout + done.stderr
+    assert (tmp_path / "task2.onnx").stat().st_size > 0
+
+
 def test_every_command_in_the_table_exists() -> None:
     named = re.findall(r"^\| `clnp-search (.*?)` \|", README, re.MULTILINE)
-    assert len(named) == 9
+    assert len(named) == 10
     for command in named:
         words = (
-            re.sub(r"[\[\]]", "", command).replace("--task T", "--task 1").replace("--margin M", "--margin 1").split()
+            re.sub(r"[\[\]]", "", command)
+            .replace("--task T", "--task 1")
+            .replace("--to FILE", "--to t.onnx")
+            .replace("--margin M", "--margin 1")
+            .split()
         )
         assert read_options(words).command == words[0]
 
@@ -42,7 +68,7 @@ def test_every_command_in_the_table_exists() -> None:
 def test_the_experiment_file_is_accepted(tmp_path: Path) -> None:
     from search.experiment import read_experiment
 
-    (text,) = blocks("yaml")
+    (text,) = (block for block in blocks("yaml") if block.startswith("name: mine"))
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     assert read_experiment(str(file)).name == "mine"
