@@ -50,7 +50,8 @@ class Stack:
         self._graph = network.graph
         self._output = network.output
         self._plain = {node: node.op.module() for node in self._graph.nodes if isinstance(node.op, Plain)}
-        self._free = {item.name: ~active(network, item.group) for item in network.norms}
+        free_channels = {item.name: ~active(network, item.group) for item in network.norms}
+        self._free = {name: free for name, free in free_channels.items() if bool(free.any())}
         self._mask: Tensor | None = None
         free = ~active(network, network.last)
         if masked(network, network.last) and not bool(free.all()):
@@ -103,7 +104,7 @@ class Stack:
             return dense(x, weight, bias) if op.kind == "dense" else conv(op, x, weight, bias)
         if isinstance(op, Norm):
             kept = {kind: self._entries.get(f"{op.name}.{kind}") for kind in NORM_ENTRIES}
-            return norm(op, x, kept, self._free[op.name] if noise is not None else None)
+            return norm(op, x, kept, self._free.get(op.name) if noise is not None else None)
         module = self._plain[node]
         if isinstance(module, nn.Dropout):
             return x if noise is None else dropout(x, module.p, noise)
@@ -177,7 +178,7 @@ def norm(layer: Norm, x: Tensor, kept: Mapping[str, Tensor | None], free: Tensor
         layer: Which.
         x: As a convolution's or a dense layer's output.
         kept: Scale, shift, running mean and running variance, ``[members, units]`` each, or ``[units]``.
-        free: Which channels are free, bool ``[units]``; None in evaluation mode.
+        free: Which channels are free, bool ``[units]``; None where none is, and in evaluation mode.
     """
     maps = x.dim() >= 4
     mean, var = kept["running_mean"], kept["running_var"]
@@ -185,7 +186,7 @@ def norm(layer: Norm, x: Tensor, kept: Mapping[str, Tensor | None], free: Tensor
         raise TypeError(f"{layer.name} has no running statistics")
     if mean.dim() == 2 and x.dim() in (2, 4):  # Features that all members share, channels that they do not.
         x = x.unsqueeze(1).expand(-1, len(mean), -1, -1, -1) if maps else x.expand(len(mean), -1, -1)
-    if free is not None and bool(free.any()):
+    if free is not None:
         mean, var = _of_batch(layer, x, mean, var, free)
     scale = torch.rsqrt(var + layer.eps)
     if (weight := kept["weight"]) is not None:

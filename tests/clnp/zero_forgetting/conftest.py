@@ -261,6 +261,7 @@ class Course:
     tasks: int = 11
     alpha: float = 1e-3
     members: int = 2
+    device: str = "cpu"
     network: Network = field(init=False)
     done: list[Done] = field(default_factory=list)
     changes: list[tuple[int, int, str]] = field(default_factory=list)
@@ -274,7 +275,7 @@ class Course:
         return {what for _, _, what in self.changes}
 
     def blank(self) -> Network:
-        return Network(KINDS[self.kind].make(), head=self.head)
+        return Network(KINDS[self.kind].make(), head=self.head).to(self.device)
 
     def data(self, task: int | None = None) -> tuple[Split, Split]:
         """Training and validation split of a task, by default the next one."""
@@ -308,7 +309,7 @@ class Course:
         task = network.task
         validation = data(self.kind, task)[1]
         unpruned = count_correct(cut(network, task), validation)
-        commit(network, claims)
+        commit(network, {name: claimed.to(network.device) for name, claimed in claims.items()})
         self.network = network
         narrow = subnetwork(network, task)
         record = Done(

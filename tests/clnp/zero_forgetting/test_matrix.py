@@ -98,3 +98,22 @@ def test_the_real_resnet_18(course, claim, head):
     made.reload()
     assert made.changes == []
     assert torch.stack([record.logits for record in made.done]).isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("kind", "optimizer", "head"), COVERING)
+def test_nothing_old_ever_changes_on_a_gpu(course, claim, monkeypatch, kind, optimizer, head):
+    """Promise 1 where every kernel must be one that gives the same bits every time; trained twice, bits are the same."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    mode = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("error")
+    try:
+        twice = [course(kind, head, optimizer, epochs=2, tasks=TASKS, device="cuda") for _ in range(2)]
+        for made in twice:
+            run(made, claim.share)
+            assert made.changes == []
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+    first, second = ([record.fingerprint for record in made.done] for made in twice)
+    assert first == second
