@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -7,16 +8,20 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clnp import training
+from clnp.activity import mean_activity
 from clnp.commit import commit, fingerprint
 from clnp.errors import NothingToCommit
 from clnp.evaluation import full_width_agrees, logits
-from clnp.models import mlp
+from clnp.forgetting import Trial, choose
+from clnp.models import mlp, split_cifar_narrow
 from clnp.network import Network
 from clnp.ownership import active, entries, trainable, with_free
 from clnp.seeding import generator
 from clnp.stack import Stack
 from clnp.subnetwork import cut, subnetwork
+from clnp.tasks import permuted, split
 from clnp.tasks.task import Split
+from clnp.thresholds import staircase
 from clnp.training import Member, Settings, check_batches, open_task, train
 
 
@@ -678,3 +683,30 @@ def test_what_does_not_fit_the_network_is_refused(members, spoil, message):
 def test_a_multi_head_network_must_be_opened_first():
     with pytest.raises(ValueError, match="no head for task 1; train what open_task gives"):
         train(Network(mlp(6, [5, 4], 3), head="multi"), *splits(), [member()], ADAM, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "table 2"])
+def test_a_stack_has_the_same_winner_as_its_members_alone(kind):
+    """Promise 4: which cells share a stack moves bits, and on these real digits neither candidates nor winner."""
+    if kind == "mlp":
+        tasks, alphas, settings = permuted("digits", count=1, seed=0, validation=0.1), (1e-5, 3e-4, 3e-3), (8, 0.01)
+        network = Network(mlp(tasks.shape, (64, 64), tasks.classes))
+    else:
+        tasks = split("digits", classes=5, count=2, seed=0, validation=0.2)
+        alphas, settings = (1e-5, 1e-4, 3e-4), (12, 0.005)
+        network = Network(split_cifar_narrow(shape=tasks.shape, classes=tasks.classes, width=0.3))
+    opened, task, (epochs, rate) = open_task(network, seed=0), tasks.task(0), settings
+    members = [Member((alpha,) * len(opened.layers), rate) for alpha in alphas]
+    found = []
+    for stacks in ([members], [[one] for one in members]):
+        trials = []
+        for stack in stacks:
+            for result in train(opened, task.train, task.validation, stack, Settings(epochs, 32), seed=0):
+                trained = with_free(opened, result.free)
+                steps = staircase(trained, mean_activity(trained, task.train.x), task.validation)
+                trials.append(Trial(len(trials), steps.unpruned, steps.points))
+        majority = int(task.validation.y.bincount().max())
+        found.append(choose(trials, total=len(task.validation), majority=majority, margin=Fraction(6)))
+    assert found[0].winner.index == found[1].winner.index
+    assert found[0].candidates == found[1].candidates
+    assert len(found[0].candidates) > 1

@@ -104,7 +104,7 @@ def test_the_real_resnet_18(course, claim, head):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("kind", "optimizer", "head"), COVERING)
 def test_nothing_old_ever_changes_on_a_gpu(course, claim, monkeypatch, kind, optimizer, head):
-    """Promise 1 where every kernel must be one that gives the same bits every time; trained twice, bits are the same."""
+    """Promise 1 where every kernel must give the same bits every time; and so it does when all is trained twice."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     mode = torch.get_deterministic_debug_mode()
     torch.set_deterministic_debug_mode("error")
