@@ -1,18 +1,17 @@
 """Read a module as a graph of layers whose units can be claimed, or refuse it: its name, the reason and a remedy."""
 
 import operator
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import fx, nn
 from torch.nn import functional
-from torch.nn.parameter import is_lazy
 
 from clnp.errors import UnsupportedNetwork
 from clnp.graph import INPUT, Add, Graph, Group, Layer, Node, Norm, Plain
+from clnp.tracing import trace
 
 __all__ = ["read_graph"]
 
@@ -64,8 +63,7 @@ def read_graph(module: nn.Module) -> Graph:
         UnsupportedNetwork: It cannot be traced, or something in it cannot be claimed unit by unit; see
             :class:`clnp.network.Network`.
     """
-    _refuse_wrappers(module)
-    traced, modules = _trace(module), dict(module.named_modules(remove_duplicate=False))
+    traced, modules = trace(module), dict(module.named_modules(remove_duplicate=False))
     return _Reader(traced, modules).read()
 
 
@@ -407,54 +405,3 @@ _AFTER_HEAD = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.
 
 def _kind(op: Norm | Plain) -> str:
     return op.kind.__name__ if isinstance(op, Plain) else f"BatchNorm{op.dims}d"
-
-
-def _refuse_wrappers(module: object) -> None:
-    if not isinstance(module, nn.Module):
-        raise UnsupportedNetwork(f"the network is a {type(module).__name__}; give a torch.nn.Module")
-    for name, child in module.named_modules():
-        _refuse_wrapper(f"layer {name!r}" if name else "the network", child)
-
-
-def _refuse_wrapper(where: str, module: nn.Module) -> None:
-    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise UnsupportedNetwork(
-            f"{where} is wrapped in {type(module).__name__}; give what it wraps, its .module: the search itself "
-            f"spreads over devices"
-        )
-    if isinstance(module, torch.jit.ScriptModule):
-        raise UnsupportedNetwork(f"{where} is a ScriptModule; give the module that it was scripted from")
-    if isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
-        raise UnsupportedNetwork(f"{where} is compiled; give the {type(inner).__name__} before torch.compile")
-    if any(is_lazy(entry) for entry in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
-        raise UnsupportedNetwork(f"{where} has no sizes yet; run one batch of samples through the network")
-    # Only sizes are taken over, so what a hook does to an answer would be lost without a word.
-    if module._forward_hooks or module._forward_pre_hooks:
-        raise UnsupportedNetwork(
-            f"{where} has a forward hook; remove it (one of torch.nn.utils.prune or weight_norm with their own remove "
-            f"functions)"
-        )
-
-
-def _trace(module: nn.Module) -> fx.Graph:
-    with _training(module):
-        try:
-            return fx.Tracer().trace(module)
-        except Exception as error:
-            # Whatever a person's forward() does with a value that stands for any sample.
-            raise UnsupportedNetwork(
-                f"{type(module).__name__} cannot be traced ({type(error).__name__}: {error}); its forward() must not "
-                f"depend on the samples, in Python's if, for or len()"
-            ) from error
-
-
-@contextmanager
-def _training(module: nn.Module) -> Iterator[None]:
-    """In training mode, so that a dropout() of its forward() is seen."""
-    modes = [(child, child.training) for child in module.modules()]
-    module.train()
-    try:
-        yield
-    finally:
-        for child, mode in modes:
-            child.training = mode

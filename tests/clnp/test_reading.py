@@ -587,3 +587,21 @@ def test_a_refusal_leaves_the_module_in_its_mode():
     with pytest.raises(UnsupportedNetwork):
         Network(module)
     assert (module.training, module.layer.training) == (True, False)
+
+
+def test_a_module_that_does_other_things_in_training_mode_is_refused():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.wider, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = torch.relu(self.hidden(x))
+            return self.head(torch.relu(self.wider(x)) if self.training else x)
+
+    module = Noisy().eval()
+    with pytest.raises(
+        UnsupportedNetwork, match=r"'wider' in training mode and with 'head' in evaluation mode; .* same"
+    ):
+        read_graph(module)
+    assert not any(child.training for child in module.modules()), "its mode is given back"
