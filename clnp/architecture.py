@@ -130,6 +130,7 @@ _KINDS = {
     ),
     "AdaptiveAvgPool2d": _Kind(nn.AdaptiveAvgPool2d, {"output_size": _either(_some, _pair(_either(_some, _none)))}),
     "Dropout": _Kind(nn.Dropout, {"p": _number, "inplace": _flag}),
+    "Identity": _Kind(nn.Identity),
     "Flatten": _Kind(nn.Flatten, {"start_dim": _whole(-_LARGEST), "end_dim": _whole(-_LARGEST)}),
     "Select": _Kind(Select, {"units": _some}),
     "Add": _Kind(_Add, inputs=2),
@@ -149,9 +150,6 @@ def _build(kind: _Kind, arguments: Mapping[str, Any]) -> nn.Module:
         return Select(torch.empty(arguments["units"], dtype=torch.int64, device="meta"))
     with torch.device("meta"):
         return kind.type(**arguments).eval()
-
-
-# --- a network as a list of nodes -----------------------------------------------------------------------------------
 
 
 class _Node(NamedTuple):
@@ -256,8 +254,6 @@ def _node(subnetwork: nn.Module, node: fx.Node, names: Mapping[fx.Node, str]) ->
 def _supported() -> str:
     return f"an exported network has {', '.join(_KINDS)} and nothing else"
 
-
-# --- .safetensors ---------------------------------------------------------------------------------------------------
 
 _METADATA = "architecture"
 _FIELDS = ("version", "shape", "classes", "dtype", "nodes", "output")
@@ -447,6 +443,3 @@ def _check_flow(
 def _check_index(index: Tensor, source: Tensor, where: str) -> None:
     if not (int(index.min()) >= 0 and int(index.max()) < source.shape[1]):
         raise _Wrong(f"{where} selects units {int(index.min())} to {int(index.max())} of {source.shape[1]}")
-
-
-# --- .onnx and .pt2 -------------------------------------------------------------------------------------------------

@@ -36,8 +36,8 @@ def grow(network: Network, extra: Mapping[str, int]) -> Network:
     for name, units in extra.items():
         if name not in known:
             raise ValueError(f"there is no hidden group {name!r} to grow; there are {', '.join(sorted(known))}")
-        if units < 0:
-            raise ValueError(f"{name} would grow by {units} units; give at least 0")
+        if not isinstance(units, int) or isinstance(units, bool) or units < 0:
+            raise ValueError(f"{name} would grow by {units!r} units; give a whole number, at least 0")
     grown = network.copy()
     grown.widen(_widened(network.graph, extra))
     with torch.no_grad():

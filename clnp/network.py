@@ -57,7 +57,7 @@ class Network(nn.Module):
             raise UnsupportedNetwork(f'head is {head!r}; it can be "single" or "multi"')
         self.head: Head = head
         graph = read_graph(module)
-        like = next(module.parameters())
+        like = module.get_parameter(f"{graph.layers[0].name}.weight")
         self.register_buffer("committed", torch.zeros((), dtype=torch.int64, device=like.device))
         self.heads = nn.ModuleDict()
         self._build(graph, like.dtype)
@@ -206,11 +206,14 @@ class Network(nn.Module):
     def _before_head(self) -> int:
         return next(place for place, node in enumerate(self.graph.nodes) if node.op is self.output)
 
-    def check_shape(self, shape: Sequence[int]) -> None:
+    def check_shape(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
         """Refuse samples that the network cannot answer.
 
         Args:
             shape: Of one sample, such as ``(784,)`` or ``(3, 32, 32)``.
+
+        Returns:
+            The shape of every node's output for one sample.
 
         Raises:
             UnsupportedNetwork: A layer cannot read what comes to it, or the result is not one logit a class.
@@ -221,8 +224,12 @@ class Network(nn.Module):
 
         def apply(node: Node, inputs: Sequence[Tensor]) -> Tensor:
             try:
-                if isinstance(node.op, Norm) and inputs[0].dim() != (4 if node.op.dims == 2 else 2):
-                    raise RuntimeError(f"it reads {inputs[0].dim()} dimensions")
+                # torch would take a map of three dimensions for one sample without a batch.
+                maps = (node.op.kind == "conv") if isinstance(node.op, Layer) else getattr(node.op, "dims", 0) == 2
+                if isinstance(node.op, Layer | Norm) and inputs[0].dim() != (4 if maps else 2):
+                    raise RuntimeError(
+                        f"it reads {'maps [channels, h, w]' if maps else 'features, so put a Flatten before it'}"
+                    )
                 if isinstance(node.op, Layer | Norm):
                     result: Tensor = meta[node.op.name](inputs[0])
                     return result
@@ -234,12 +241,13 @@ class Network(nn.Module):
                     f"make the network fit the samples"
                 ) from error
 
-        logits, node = self.graph.run(x, apply), self.graph.nodes[-1]
-        if logits.shape != (2, self.output.units):
+        shapes = [tuple(value.shape[1:]) for _, _, value in self.graph.walk(x, apply)]
+        if shapes[-1] != (self.output.units,):
             raise UnsupportedNetwork(
-                f"the network ends with {node.name!r} of shape {list(logits.shape[1:])} for samples of shape "
+                f"the network ends with {self.graph.nodes[-1].name!r} of shape {list(shapes[-1])} for samples of shape "
                 f"{list(shape)}; its {self.output.units} logits must be all that is left: average the maps"
             )
+        return shapes
 
 
 def _key(name: str) -> str:

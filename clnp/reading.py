@@ -63,7 +63,7 @@ def read_graph(module: nn.Module) -> Graph:
         UnsupportedNetwork: It cannot be traced, or something in it cannot be claimed unit by unit; see
             :class:`clnp.network.Network`.
     """
-    traced, modules = trace(module), dict(module.named_modules(remove_duplicate=False))
+    traced, modules = trace(module), dict(module.named_modules())
     return _Reader(traced, modules).read()
 
 
@@ -93,7 +93,9 @@ class _Reader:
         self._places: dict[fx.Node, int] = {}
         self._tied: dict[str, str] = {}
         self._owners: dict[int, str] = {}
-        self._first: tuple[str, torch.dtype] | None = None
+        self._first: tuple[str, torch.dtype, torch.device] | None = None
+        self._memory: dict[fx.Node, fx.Node] = {}
+        """Of values that may share their memory with another, the first of them."""
 
     def read(self) -> Graph:
         result: Any = None
@@ -124,7 +126,8 @@ class _Reader:
             return self._add(where, node)
         if callable(function) and function in _FUNCTIONS:
             return self._function(where, node, *_FUNCTIONS[function])
-        raise UnsupportedNetwork(f"{where} is no layer that can be claimed; {SUPPORTED}")
+        hint = "; torch.flatten(x, 1) makes a map flat" if node.target in ("view", "reshape", "size") else ""
+        raise UnsupportedNetwork(f"{where} is no layer that can be claimed; {SUPPORTED}{hint}")
 
     def _where(self, node: fx.Node) -> str:
         place = len(self._nodes)
@@ -135,22 +138,27 @@ class _Reader:
 
     def _refuse_overwriting(self, where: str, node: fx.Node) -> None:
         """Refuse a change in place of what is read again, since the graph keeps every value as it was."""
+        changed = node.args[0] if node.args and self._inplace(node) else None
+        if not isinstance(changed, fx.Node):
+            return
+        memory = self._memory.get(changed, changed)
+        same = [value for value in self._places if self._memory.get(value, value) is memory]
+        later = [user for value in same for user in value.users if user is not node and user not in self._places]
+        if later:
+            raise UnsupportedNetwork(
+                f"{where} changes in place what {later[0].name!r} reads after it; let it make a new value "
+                f"(inplace=False, + instead of +=)"
+            )
+        self._memory[node] = memory
+
+    def _inplace(self, node: fx.Node) -> bool:
         if node.op == "call_module":
-            inplace = getattr(self._modules[str(node.target)], "inplace", False)
-        elif node.op == "call_method":
-            inplace = str(node.target).endswith("_")
-        else:
-            inplace = node.target is operator.iadd or node.kwargs.get("inplace", False)
-        value = node.args[0] if inplace and node.args else None
-        while isinstance(value, fx.Node):
-            if later := [user for user in value.users if user is not node and user not in self._places]:
-                raise UnsupportedNetwork(
-                    f"{where} changes in place what {later[0].name!r} reads after it; let it make a new value "
-                    f"(inplace=False, + instead of +=)"
-                )
-            op = self._nodes[place].op if (place := self._places.get(value, INPUT)) != INPUT else None
-            same = isinstance(op, Plain) and op.kind in (nn.Flatten, nn.Identity, nn.Dropout)
-            value = value.args[0] if same else None
+            return bool(getattr(self._modules[str(node.target)], "inplace", False))
+        if node.op == "call_method":
+            return str(node.target).endswith("_")
+        if callable(node.target) and node.target in _FUNCTIONS:
+            return bool(_arguments(node, _FUNCTIONS[node.target][1]).get("inplace", False))
+        return node.target is operator.iadd
 
     def _inputs(self, where: str, node: fx.Node, count: int) -> tuple[int, ...]:
         given = node.args[:count]
@@ -189,19 +197,23 @@ class _Reader:
         if any(node.name == name and isinstance(node.op, Layer | Norm) for node in self._nodes):
             raise UnsupportedNetwork(f"{where} is used twice, so its weights are tied; give each use its own layer")
         for kind, entry in (*module.named_parameters(), *module.named_buffers()):
-            if id(entry) in self._owners:
-                raise UnsupportedNetwork(
-                    f"{where} shares its {kind} with layer {self._owners[id(entry)]!r}; untie them"
-                )
-            self._owners[id(entry)] = name
             if kind == "num_batches_tracked":
                 continue
+            # Two parameters may lie in the same memory.
+            place = entry.data_ptr() or id(entry)  # on the meta device, and of nothing, 0
+            if place in self._owners:
+                raise UnsupportedNetwork(f"{where} shares its {kind} with layer {self._owners[place]!r}; untie them")
+            self._owners[place] = name
             if entry.dtype not in (torch.float32, torch.float64):
                 raise UnsupportedNetwork(f"{where} is {entry.dtype}; call .float() or .double() on the network")
-            first, dtype = self._first = self._first or (name, entry.dtype)
+            first, dtype, device = self._first = self._first or (name, entry.dtype, entry.device)
             if entry.dtype != dtype:
                 raise UnsupportedNetwork(
                     f"{where} is {entry.dtype}, but {first!r} is {dtype}; call .float() or .double() on the network"
+                )
+            if entry.device != device:
+                raise UnsupportedNetwork(
+                    f"{where} is on {entry.device}, but {first!r} on {device}; move the network to one of them"
                 )
 
     def _dense(self, where: str, name: str, module: nn.Linear, inputs: tuple[int, ...], read: _Value) -> int:
@@ -274,7 +286,12 @@ class _Reader:
         return self._append(name, norm, inputs, read)
 
     def _function(self, where: str, node: fx.Node, kind: type[nn.Module], names: tuple[str, ...]) -> int:
-        arguments = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+        if surplus := [*map(str, node.args[1 + len(names) :]), *(key for key in node.kwargs if key not in names)]:
+            raise UnsupportedNetwork(
+                f"{where} is given {', '.join(surplus)}; beside its input, which comes first and without a name, it "
+                f"takes {', '.join(names) or 'nothing'}"
+            )
+        arguments = _arguments(node, names)
         arguments.pop("inplace", None)
         if kind is nn.Flatten:
             arguments.setdefault("start_dim", 0)  # torch.flatten's default is not the module's
@@ -307,12 +324,16 @@ class _Reader:
         else:
             value = read
         name = str(node.target) if node.op == "call_module" else node.name
-        fixed = {key: tuple(given) if isinstance(given, list) else given for key, given in arguments.items()}
+        if kind in (nn.Flatten, nn.Identity, nn.Dropout) and isinstance(given := node.args[0], fx.Node):
+            self._memory.setdefault(node, self._memory.get(given, given))
+        fixed = {key: tuple(one) if isinstance(one, list) else one for key, one in arguments.items()}
         return self._append(name, Plain(kind, tuple(sorted(fixed.items()))), inputs, value)
 
     def _add(self, where: str, node: fx.Node) -> int:
         if node.kwargs.get("alpha", 1) != 1:
             raise UnsupportedNetwork(f"{where} adds with a factor alpha; add without one")
+        if surplus := [key for key in node.kwargs if key != "alpha"]:
+            raise UnsupportedNetwork(f"{where} is given {', '.join(surplus)} by name; give both terms, and no more")
         inputs = self._inputs(where, node, 2)
         first, second = (self._values[place] for place in inputs)
         if first.group is None or second.group is None:
@@ -353,6 +374,13 @@ class _Reader:
         }
         if not hidden:
             raise UnsupportedNetwork("the network has no hidden layer; at least one is needed to claim units in")
+        read = {node.op.name for node in nodes if isinstance(node.op, Layer | Norm)}
+        for name, module in self._modules.items():
+            if name not in read and (spare := [kind for kind, _ in module.named_parameters(recurse=False)]):
+                what = f"layer {name!r}" if name else f"the network's {spare[0]}"
+                raise UnsupportedNetwork(
+                    f"{what} has no consumer: nothing that forward() does reads it; remove it, or use it"
+                )
         return Graph(nodes[: last + 1], tuple(hidden.values()))
 
     def _named(self) -> list[Node]:
@@ -398,6 +426,11 @@ class _Reader:
                 f"the logits of {node.name!r} are read by a layer of the network too; give the head no other reader"
             )
         return node.op
+
+
+def _arguments(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+    """By name what a function is called with, its input left out."""
+    return {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
 
 
 _AFTER_HEAD = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity)

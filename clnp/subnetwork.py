@@ -1,14 +1,14 @@
 """A task's sub-network: the narrow network that its answer is computed by, cut out of the wide one."""
 
-from operator import add
+from collections.abc import Sequence
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from clnp.graph import Add, Layer, Node, Norm
+from clnp.graph import Add, Graph, Layer, Node, Norm
 from clnp.network import Network
 from clnp.ownership import NORM_ENTRIES, Claims, lives, reads
 
-__all__ = ["Select", "check_committed", "cut", "subnetwork"]
+__all__ = ["Narrow", "Select", "check_committed", "cut", "subnetwork"]
 
 
 class Select(nn.Module):
@@ -28,16 +28,47 @@ class Select(nn.Module):
         return x.index_select(1, self.index)
 
 
-def cut(network: Network, task: int, claims: Claims | None = None) -> nn.Sequential | fx.GraphModule:
+class Narrow(nn.Module):
+    """A network with additions as plain torch modules, computed node by node.
+
+    Args:
+        graph: In what order, and what reads what.
+        steps: By place what a node becomes: modules one after another, none for an addition.
+    """
+
+    def __init__(self, graph: Graph, steps: list[list[nn.Module]]) -> None:
+        super().__init__()
+        self._graph = graph
+        self._steps: dict[Node, list[str]] = {}
+        for place, (node, modules) in enumerate(zip(graph.nodes, steps, strict=True)):
+            self._steps[node] = []
+            for number, module in enumerate(modules):
+                name = f"{node.name.replace('.', '_')}_{place}" + (f"_{number}" if len(modules) > 1 else "")
+                self.add_module(name, module)
+                self._steps[node].append(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._graph.run(x, self._compute)
+
+    def _compute(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+        if isinstance(node.op, Add):
+            return inputs[0] + inputs[1]
+        value = inputs[0]
+        for name in self._steps[node]:
+            value = self.get_submodule(name)(value)
+        return value
+
+
+def cut(network: Network, task: int, claims: Claims | None = None) -> nn.Sequential | Narrow:
     """A plain torch module with the units that ``task`` is computed from, and no other.
 
     ::
 
         x [batch, *shape] → layer(inputs, read 1) → … → layer(read n, classes) → … → logits [batch, classes]
 
-    A ``nn.Sequential`` of the network's layer kinds, or, where it has additions, a :class:`torch.fx.GraphModule` of
-    them. Its weights are copies. Nothing of other units enters it, whatever they hold (Sec. 2.1: the narrower network
-    embedded in the original structure).
+    A ``nn.Sequential`` of the network's layer kinds, or, where it has additions, a :class:`Narrow` of them. Its weights
+    are copies. Nothing of other units enters it, whatever they hold (Sec. 2.1: the narrower network embedded in the
+    original structure).
 
     Args:
         network: The wide network.
@@ -59,10 +90,10 @@ def cut(network: Network, task: int, claims: Claims | None = None) -> nn.Sequent
     modules: list[list[nn.Module]] = [_modules(network, node, task, claims, units) for node in network.graph.nodes]
     if network.graph.chain:
         return nn.Sequential(*(module for step in modules for module in step)).eval()
-    return _wired(network, modules)
+    return Narrow(network.graph, modules).eval()
 
 
-def subnetwork(network: Network, task: int) -> nn.Sequential | fx.GraphModule:
+def subnetwork(network: Network, task: int) -> nn.Sequential | Narrow:
     """The sub-network of a committed task, see :func:`cut`.
 
     Raises:
@@ -102,22 +133,6 @@ def _modules(
         return [narrow]
     there = op.columns(units[op.source])
     return [Select(op.columns(read)[there].nonzero().squeeze(1)), narrow]
-
-
-def _wired(network: Network, modules: list[list[nn.Module]]) -> fx.GraphModule:
-    graph, root = fx.Graph(), nn.Module()
-    made = {-1: graph.placeholder("x")}
-    for place, (node, step) in enumerate(zip(network.graph.nodes, modules, strict=True)):
-        value = made[node.inputs[0]]
-        if not step:
-            value = graph.call_function(add, (value, made[node.inputs[1]]))
-        for number, module in enumerate(step):
-            name = f"{node.name.replace('.', '_')}_{place}" + (f"_{number}" if len(step) > 1 else "")
-            root.add_module(name, module)
-            value = graph.call_module(name, (value,))
-        made[place] = value
-    graph.output(made[len(modules) - 1])
-    return fx.GraphModule(root, graph).eval()
 
 
 def _narrow(network: Network, layer: Layer, task: int, rows: Tensor | None, columns: Tensor | None) -> nn.Module:

@@ -1,15 +1,18 @@
 """Trace a module as a graph of torch.fx, whatever wraps it refused."""
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
 from clnp.errors import UnsupportedNetwork
 
-__all__ = ["trace"]
+__all__ = ["dropout_arguments", "trace"]
 
 
 def trace(module: nn.Module) -> fx.Graph:
@@ -25,19 +28,46 @@ def trace(module: nn.Module) -> fx.Graph:
         if _step(node) != _step(again):
             raise UnsupportedNetwork(
                 f"{type(module).__name__} goes on with {node.name!r} in training mode and with {again.name!r} in "
-                f"evaluation mode; what was scored would not be what was trained: let both do the same"
+                f"evaluation mode, or with other numbers; what was scored would not be what was trained: let both do "
+                f"the same"
+            )
+        if again.target is functional.dropout and dropout_arguments(again).get("training", True):
+            raise UnsupportedNetwork(
+                f"{again.name!r}, a call of dropout(), drops features in evaluation mode too; give it "
+                f"training=self.training"
             )
     return graph
 
 
-def _step(node: fx.Node) -> tuple[str, str, tuple[str, ...]]:
-    return node.op, str(node.target), tuple(read.name for read in node.all_input_nodes)
+def dropout_arguments(node: fx.Node) -> dict[str, Any]:
+    """By name what functional.dropout is called with, its input left out."""
+    return {**dict(zip(("p", "training", "inplace"), node.args[1:], strict=False)), **node.kwargs}
+
+
+def _step(node: fx.Node) -> tuple[object, ...]:
+    """What a node does; but for a dropout, whose mode is what differs."""
+    if node.target is functional.dropout:
+        given = {name: value for name, value in dropout_arguments(node).items() if name != "training"}
+        return node.op, node.target, repr(node.args[:1]), repr(sorted(given.items()))
+    return node.op, node.target, repr(node.args), repr(node.kwargs)
+
+
+class _Proxy(fx.Proxy):
+    """A value that remembers to have been changed in place: torch.fx takes ``x += y`` for ``x = x + y``."""
+
+    def __iadd__(self, other: object) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+
+class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
 
 def _trace(module: nn.Module, *, training: bool) -> fx.Graph:
     with _mode(module, training=training):
         try:
-            return fx.Tracer().trace(module)
+            return _Tracer().trace(module)
         except Exception as error:
             # Whatever a person's forward() does with a value that stands for any sample.
             raise UnsupportedNetwork(

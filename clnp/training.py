@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from clnp.graph import Norm
 from clnp.network import Network
 from clnp.optimizers import Adam, AdamW, Optimizer, Sgd
 from clnp.ownership import check_room, entries, take_free, trainable
@@ -129,7 +130,9 @@ def open_task(network: Network, *, seed: int) -> Network:
         for name in (f"{layer.name}.weight", f"{layer.name}.bias"):
             if name in values:
                 value = values[name]
-                drawn = torch.empty(value.shape).uniform_(-bound, bound, generator=source).to(value)
+                drawn = (
+                    torch.empty(value.shape, dtype=torch.float32).uniform_(-bound, bound, generator=source).to(value)
+                )
                 value.copy_(torch.where(masks[name], drawn, value))
     for norm in opened.norms:
         for kind, start in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
@@ -138,17 +141,28 @@ def open_task(network: Network, *, seed: int) -> Network:
     return opened
 
 
-def check_batches(network: Network, samples: int, batch_size: int) -> None:
+def check_batches(network: Network, shape: Sequence[int], samples: int, batch_size: int) -> None:
     """Refuse an epoch that ends with a batch of one sample, where a BatchNorm would find no variance.
 
+    Args:
+        network: To train.
+        shape: Of one sample.
+        samples: In the training split.
+        batch_size: Samples a step.
+
     Raises:
-        ValueError: It would.
+        ValueError: It would: a channel has but one number of a sample.
+        UnsupportedNetwork: The network cannot answer samples of this shape.
     """
-    if network.norms and (samples % batch_size == 1 or batch_size == 1):
-        raise ValueError(
-            f"of {samples} training samples in batches of {batch_size} the last batch holds 1, of which the BatchNorm "
-            f"{network.norms[0].name!r} has no variance; give another batch_size"
-        )
+    shapes = network.check_shape(shape)
+    if not (samples % batch_size == 1 or batch_size == 1):
+        return
+    for node, found in zip(network.graph.nodes, shapes, strict=True):
+        if isinstance(node.op, Norm) and math.prod(found[1:]) == 1:
+            raise ValueError(
+                f"of {samples} training samples in batches of {batch_size} the last batch holds 1, of which the "
+                f"BatchNorm {node.op.name!r} has no variance; give another batch_size"
+            )
 
 
 def train(
@@ -185,7 +199,7 @@ def train(
         UnsupportedNetwork: The network cannot answer samples of this shape.
     """
     _check(network, members, train, validation)
-    check_batches(network, len(train), settings.batch_size)
+    check_batches(network, train.x.shape[1:], len(train), settings.batch_size)
     train, validation = (s.to(network.device, network.dtype) for s in (train, validation))
     stack = Stack(network, len(members))
     optimizer = _optimizer(network, stack, members, settings)
@@ -299,5 +313,5 @@ def _check(network: Network, members: Sequence[Member], train: Split, validation
         low, high = int(split.y.min()), int(split.y.max())
         if low < 0 or high >= classes:
             raise ValueError(f"the {name} split has classes {low} to {high}; the output layer has 0 to {classes - 1}")
-    for shape in {split.x.shape[1:] for split in (train, validation)}:
-        network.check_shape(shape)
+    if validation.x.shape[1:] != train.x.shape[1:]:
+        network.check_shape(validation.x.shape[1:])

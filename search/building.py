@@ -78,7 +78,7 @@ def resolve(experiment: Experiment, data_dir: str | None = None, code: Sequence[
         raise BadInput(f"{where}: {error}") from error
     for samples in sorted(trained):
         try:
-            check_batches(network, samples, experiment.training.batch_size)
+            check_batches(network, shape, samples, experiment.training.batch_size)
         except ValueError as error:
             raise BadInput(f"training.batch_size: {error}") from error
     return experiment.with_outline(_outline(network, shape, classes, train, validation))

@@ -121,6 +121,8 @@ def configure(settings: WorkerSettings) -> None:
     # As torch.use_deterministic_algorithms(True), which imports torch's compiler for it: 1.6 s in every worker.
     torch.set_deterministic_debug_mode("error")
     torch.set_float32_matmul_precision("highest")
+    # Convolutions have a switch of their own, and TF32 keeps three digits.
+    torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
 
 

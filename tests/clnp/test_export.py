@@ -1,5 +1,6 @@
 """An exported network answers as the canonical evaluator does, and a file that was touched is refused."""
 
+import copy
 import json
 import math
 import operator
@@ -11,14 +12,16 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import fx, nn
 
+from clnp.architecture import _KINDS
 from clnp.errors import Damaged
 from clnp.evaluation import logits
-from clnp.export import Exported, UnsupportedExport, load, save
+from clnp.export import Exported, UnsupportedExport, _Pooling, load, save
+from clnp.reading import _PLAIN
 from clnp.subnetwork import Select, subnetwork
 from clnp.tasks import permuted
 from clnp.tasks.transform import Transform
@@ -40,6 +43,7 @@ def flattened():
         nn.ReLU(inplace=True),
         nn.MaxPool2d(2),
         nn.Dropout(0.25),
+        nn.Identity(),
         nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(1, 0)),
         nn.LeakyReLU(0.2),
         nn.AvgPool2d((2, 1)),
@@ -164,9 +168,6 @@ def architectures(draw):
     return shape, draw_numbers(module, torch.Generator().manual_seed(seed)), seed
 
 
-# --- the network as a module ----------------------------------------------------------------------------------------
-
-
 @settings(max_examples=60)
 @given(
     architecture=architectures(),
@@ -253,9 +254,6 @@ def test_numbers_of_two_types_are_refused():
         Exported(Transform(None, 1.0, (2,)), nn.Sequential(nn.ReLU()))
 
 
-# --- .safetensors ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("permute", [True, False])
 def test_a_loaded_network_gives_the_evaluators_bits(tmp_path, name, permute):
@@ -329,6 +327,11 @@ def test_a_layer_that_is_called_twice_is_written_twice(tmp_path):
     save(exported, tmp_path / "network.safetensors")
     raw = torch.rand(6, 5)
     assert torch.equal(load(tmp_path / "network.safetensors")(raw), exported(raw))
+
+
+def test_every_module_that_a_network_may_have_can_be_written():
+    assert {kind.__name__ for kind in _PLAIN} <= _KINDS.keys()
+    assert all(_KINDS[kind.__name__].type is kind for kind in _PLAIN)
 
 
 def test_a_loaded_network_does_not_change_with_its_file(tmp_path):
@@ -406,9 +409,6 @@ def test_arguments_that_an_architecture_cannot_hold_are_refused(tmp_path, module
     module = nn.Sequential(module, nn.Conv2d(4 if isinstance(module, nn.Conv2d) else 2, 3, 1), nn.Flatten())
     with pytest.raises(UnsupportedExport, match=message):
         save(Exported(Transform(None, 1.0, (2, 3, 3)), module), tmp_path / "network.safetensors")
-
-
-# --- files that are not whole ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -638,8 +638,6 @@ def test_touched_tensors_are_refused_with_what_is_wrong(tmp_path, whole, name):
         load(write(tmp_path / "touched.safetensors", tensors, whole[2]))
 
 
-# --- .onnx and .pt2 -------------------------------------------------------------------------------------------------
-
 BATCHES = (1, 2, 37, 500)
 
 
@@ -692,6 +690,184 @@ def test_a_loaded_network_is_exported_as_the_first_was(tmp_path):
     check_close(answer(raw.float()), logits(exported.subnetwork, transform(raw)))
 
 
+@pytest.fixture(scope="module")
+def runtime():
+    return pytest.importorskip("onnxruntime")
+
+
+def both_onnx(runtime, path, raw):
+    """The answers of onnxruntime and of ONNX's reference implementation."""
+    from onnx.reference import ReferenceEvaluator
+
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for answer in (session, ReferenceEvaluator(str(path))):
+        yield torch.from_numpy(answer.run(None, {"x": raw.numpy()})[0])
+
+
+def pooled(pool, shape, seed=0):
+    """An exported network that shows every value of the pooled maps in its logits."""
+    source = torch.Generator().manual_seed(seed)
+    features = math.prod(pool(torch.zeros(1, 2, *shape[1:])).shape)
+    module = nn.Sequential(nn.Conv2d(shape[0], 2, 1), pool, nn.Flatten(), nn.Linear(features, CLASSES))
+    transform = draw_transform(shape, source)
+    return Exported(transform, draw_numbers(module, source)), transform, pixels(20, shape, source)
+
+
+def check_onnx(runtime, exported, transform, raw, path):
+    save(exported, path)
+    for found in both_onnx(runtime, path, raw.float()):
+        check_close(found, logits(exported.subnetwork, transform(raw)))
+
+
+POOLS = {
+    "a divisor": nn.AvgPool2d(2, divisor_override=3),
+    "a divisor of one": nn.AvgPool2d(3, 2, 1, divisor_override=1),
+    "a divisor without the border": nn.AvgPool2d((3, 2), 2, 1, count_include_pad=False, divisor_override=5),
+    "a divisor and no window over the edge": nn.AvgPool2d(2, 2, ceil_mode=True, divisor_override=3),
+    "a largest behind the map": nn.MaxPool2d(2, 3, ceil_mode=True),
+    "a mean behind the map": nn.AvgPool2d((1, 2), 3, ceil_mode=True),
+    "a largest over the edge": nn.MaxPool2d(3, 2, ceil_mode=True),
+    "a largest of dilated ones over the edge": nn.MaxPool2d(2, 3, 1, dilation=2, ceil_mode=True),
+    "a mean over the edge": nn.AvgPool2d(3, 2, ceil_mode=True, count_include_pad=False),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_poolings_that_onnx_has_otherwise_answer_as_the_evaluator(tmp_path, runtime, name, capfd):
+    check_onnx(runtime, *pooled(POOLS[name], (3, 6, 6)), tmp_path / "network.onnx")
+    assert "onnxruntime" not in capfd.readouterr().err
+
+
+def test_a_pooling_that_a_network_calls_on_maps_of_two_sizes_answers_as_the_evaluator(tmp_path, runtime):
+    """Over the edge of the first, on whole windows of the second."""
+    pool = nn.AvgPool2d(2, 2, ceil_mode=True)
+    exported, transform, raw = pooled(nn.Sequential(pool, nn.ReLU(), pool), (2, 7, 7))
+    check_onnx(runtime, exported, transform, raw, tmp_path / "network.onnx")
+    assert exported.subnetwork[1][0] is pool
+
+
+@settings(max_examples=200)
+@given(
+    sizes=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    kernel=st.one_of(st.integers(1, 4), st.tuples(st.integers(1, 4), st.integers(1, 4))),
+    stride=st.integers(1, 4),
+    border=st.booleans(),
+    dilation=st.integers(1, 2),
+    ceil=st.booleans(),
+    divisor=st.sampled_from([None, 1, 7]),
+    largest=st.booleans(),
+)
+def test_a_pooling_for_onnx_is_the_pooling(sizes, kernel, stride, border, dilation, ceil, divisor, largest):
+    padding = int(border and (kernel if isinstance(kernel, int) else min(kernel)) > 1)
+    if largest:
+        pool = nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=ceil)
+    else:
+        pool = nn.AvgPool2d(kernel, stride, padding, ceil, divisor_override=divisor)
+    x = torch.randn(2, 3, *sizes, generator=torch.Generator().manual_seed(0))
+    try:
+        expected = pool(x)
+    except RuntimeError:
+        assume(False)
+    try:
+        whole = copy.deepcopy(pool)
+        whole.ceil_mode = False
+        changed = whole(x).shape != expected.shape
+    except RuntimeError:
+        changed = True
+    try:
+        found = _Pooling("pool", pool)(x)
+    except UnsupportedExport:
+        assert changed
+        return
+    assert torch.allclose(found, expected, rtol=1e-6, atol=1e-6)
+    # ONNX is asked for windows over the edge only where torch has some.
+    assert not ceil or _Pooling("pool", pool)._overhangs(x) == changed
+
+
+REFUSED = {
+    "a divisor": (
+        nn.AvgPool2d(2, ceil_mode=True, divisor_override=3),
+        r"module 1 has divisor_override=3 and ceil_mode=True with windows that reach over the edge of its \[7, 6\] "
+        r"maps, which ONNX cannot hold; write .safetensors or .pt2",
+    ),
+    "one side": (
+        nn.MaxPool2d(2, 3, ceil_mode=True),
+        r"module 1 has ceil_mode=True, which adds a window on one side of its \[7, 6\] maps, and on the other one in "
+        r"ONNX but none in torch; write .safetensors or .pt2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_poolings_that_onnx_cannot_hold_are_refused_by_name(tmp_path, name):
+    pool, message = REFUSED[name]
+    exported, _, raw = pooled(pool, (3, 7, 6))
+    with pytest.raises(UnsupportedExport, match=message):
+        save(exported, tmp_path / "network.onnx")
+    assert not list(tmp_path.iterdir())
+    save(exported, tmp_path / "network.safetensors")
+    assert torch.equal(load(tmp_path / "network.safetensors")(raw), exported(raw))
+
+
+class OwnPool(nn.AvgPool2d):
+    """Left to torch's exporter, which leaves the divisor out."""
+
+
+@pytest.mark.parametrize("runtime", [True, False])
+def test_an_onnx_file_that_answers_otherwise_is_refused_where_onnxruntime_is_installed(tmp_path, monkeypatch, runtime):
+    exported, _, _ = pooled(OwnPool(2, divisor_override=1), (3, 6, 6))
+    if not runtime:
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        save(exported, tmp_path / "network.onnx")
+        return
+    pytest.importorskip("onnxruntime")
+    message = (
+        r"answers 5 random samples with logits that differ by [\d.]+ from its own, of which the largest is [\d.]+;"
+    )
+    with pytest.raises(UnsupportedExport, match=message):
+        save(exported, tmp_path / "network.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_onnx_file_that_onnxruntime_cannot_run_is_refused(tmp_path, runtime, capfd):
+    """It has no convolution of float64."""
+    transform = drawn("averaged")[1]
+    module = NETWORKS["averaged"]()[1].double()
+    with pytest.raises(UnsupportedExport, match=r"cannot be run by onnxruntime: .*NOT_IMPLEMENTED"):
+        save(Exported(transform, module), tmp_path / "network.onnx")
+    assert not list(tmp_path.iterdir())
+    assert "onnxruntime" not in capfd.readouterr().err
+
+
+def test_an_onnx_file_that_onnx_itself_refuses_is_not_written(tmp_path):
+    """It has no convolution of bfloat16."""
+    transform = drawn("averaged")[1]
+    module = NETWORKS["averaged"]()[1].bfloat16()
+    with pytest.raises(UnsupportedExport, match=r"refused by ONNX's own checker: .*bfloat16.*; write .safetensors or"):
+        save(Exported(transform, module), tmp_path / "network.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_dense_networks_of_other_types_are_written_as_onnx(tmp_path, runtime, dtype):
+    exported, transform, raw = drawn("mlp")
+    module = exported.subnetwork.to(dtype)
+    exported = Exported(transform, module)
+    save(exported, tmp_path / "network.onnx")
+    session = runtime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
+    found = torch.from_numpy(session.run(["logits"], {"x": raw.float().numpy()})[0])
+    assert found.dtype == dtype
+    tolerance = 1e-2 if dtype == torch.float16 else 1e-6
+    assert torch.allclose(found, exported(raw), rtol=0, atol=tolerance * float(found.abs().max()))
+
+
+def test_writing_onnx_draws_no_random_number(tmp_path):
+    exported, _, _ = drawn("mlp")
+    state = torch.get_rng_state()
+    save(exported, tmp_path / "network.onnx")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])
 def test_without_the_onnx_packages_it_says_what_to_install(tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
@@ -700,9 +876,6 @@ def test_without_the_onnx_packages_it_says_what_to_install(tmp_path, monkeypatch
         save(drawn("mlp")[0], tmp_path / "network.onnx")
     assert not list(tmp_path.iterdir())
     save(drawn("mlp")[0], tmp_path / "network.safetensors")
-
-
-# --- writing --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["network.pt", "network", "network.safetensors.gz", ".onnx"])

@@ -168,9 +168,18 @@ CONV = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(
         (
             (nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)),
             (2, 6),
-            "the network ends with '2' of shape [2, 3] for samples",
+            "layer '0' cannot read [2, 6], which samples of shape [2, 6] become: it reads features, so put a Flatten",
         ),
-        ((nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)), (2, 6), "layer '1' cannot read [2, 5], which samples"),
+        (
+            (nn.Conv2d(2, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)),
+            (2, 4),
+            "layer '0' cannot read [2, 4], which samples of shape [2, 4] become: it reads maps [channels, h, w]",
+        ),
+        (
+            (nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.AvgPool2d(2), nn.Flatten()),
+            (2, 8, 8),
+            "the network ends with '4' of shape [27] for samples of shape [2, 8, 8]; its 3 logits must be all",
+        ),
         ((nn.Flatten(), nn.Linear(6, 5), nn.Linear(5, 3)), (), "layer '0' cannot read []"),
     ],
 )

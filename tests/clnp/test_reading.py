@@ -1,5 +1,7 @@
 """What a module is read as, and what is refused: by name, with the reason and a remedy."""
 
+import operator
+import re
 from collections import OrderedDict
 
 import pytest
@@ -10,10 +12,12 @@ from torch.nn.utils import parametrizations, prune, spectral_norm
 
 from clnp.activity import mean_activity
 from clnp.errors import UnsupportedNetwork
+from clnp.evaluation import logits
 from clnp.graph import Add, Group, Layer, Norm, Plain
 from clnp.models import mlp
 from clnp.network import Network
 from clnp.reading import read_graph
+from clnp.subnetwork import cut
 from clnp.tasks.vision import load_torchvision
 
 
@@ -601,7 +605,102 @@ def test_a_module_that_does_other_things_in_training_mode_is_refused():
 
     module = Noisy().eval()
     with pytest.raises(
-        UnsupportedNetwork, match=r"'wider' in training mode and with 'head' in evaluation mode; .* same"
+        UnsupportedNetwork, match=r"'wider' in training mode and with 'head' in evaluation mode, .* same"
     ):
         read_graph(module)
     assert not any(child.training for child in module.modules()), "its mode is given back"
+
+
+class Written(nn.Module):
+    """A network whose forward() is given, on maps of one size."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Identity()
+        self.relu, self.head = nn.ReLU(inplace=True), nn.Linear(4 * 6 * 5, 2)
+        self.given = forward
+
+    def forward(self, x):
+        return self.head(self.given(self, x).flatten(1))
+
+
+def added_to(self, x):
+    x = self.a(x).relu()
+    y = x
+    x += self.b(x)
+    return x + y
+
+
+def by_operator(self, x):
+    x = self.a(x).relu()
+    y = operator.iadd(x, self.b(x))
+    return y + x
+
+
+def skipped(self, x):
+    x = self.a(x)
+    skip = self.c(x)
+    return self.b(self.relu(x)) + skip
+
+
+def positional(self, x):
+    x = self.a(x)
+    return self.b(functional.relu(x, True)) + x
+
+
+@pytest.mark.parametrize("forward", [added_to, by_operator, skipped, positional])
+def test_a_value_that_is_read_after_it_was_changed_in_place_is_refused(forward):
+    """Through whichever name or view: the graph would keep the value as it was."""
+    with pytest.raises(UnsupportedNetwork, match=r"changes in place what '.*' reads after it; let it make a new value"):
+        read_graph(Written(forward))
+
+
+def test_what_is_added_in_place_and_read_no_more_is_read():
+    def forward(self, x):
+        x = self.a(x).relu()
+        y = self.b(x)
+        y += self.c(x)
+        return self.relu(y)
+
+    module = Written(forward).eval()
+    network = Network(module, head="multi")
+    network.place_head(0)
+    for layer in network.layers:
+        network.weights(layer).load_state_dict(module.get_submodule(layer.name).state_dict())
+    x = torch.randn(7, 3, 6, 5)
+    torch.testing.assert_close(logits(cut(network, 0), x), module(x).detach())
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (lambda self, x: self.b(functional.dropout(self.a(x), 0.5)), "drops features in evaluation mode too; give it"),
+        (
+            lambda self, x: self.b(functional.leaky_relu(self.a(x), 0.1 if self.training else 0.2)),
+            "or with other numbers; what was scored",
+        ),
+        (
+            lambda self, x: torch.flatten(input=self.b(self.a(x)), start_dim=1),
+            "is given input; beside its input, which comes first",
+        ),
+        (lambda self, x: torch.add(self.b(x := self.a(x)), x, out=x), "is given out by name; give both terms"),
+        (lambda self, x: self.b(self.a(x)).view(x.size(0), -1), "torch.flatten(x, 1) makes a map flat"),
+        (lambda self, x: self.a(x), "layer 'b' has no consumer: nothing that forward() does reads it"),
+    ],
+)
+def test_what_forward_does_otherwise_is_refused(forward, message):
+    with pytest.raises(UnsupportedNetwork, match=re.escape(message)):
+        read_graph(Written(forward))
+
+
+def test_weights_in_one_memory_are_tied():
+    module = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    module[2].weight.data = module[0].weight.data
+    with pytest.raises(UnsupportedNetwork, match="shares its weight with layer '0'; untie them"):
+        read_graph(module)
+
+
+def test_layers_on_two_devices_are_refused():
+    module = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2, device="meta"))
+    with pytest.raises(UnsupportedNetwork, match=r"layer '2' .* is on meta, but '0' on cpu; move the network to one"):
+        read_graph(module)

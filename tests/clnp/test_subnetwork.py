@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import fx, nn
+from torch import nn
 
 from clnp.evaluation import logits
 from clnp.graph import Norm
 from clnp.ownership import lives, reads, trainable
-from clnp.subnetwork import Select, cut, subnetwork
+from clnp.subnetwork import Narrow, Select, cut, subnetwork
 
 
 def by_masks(network, x, task, claims=None):
@@ -115,13 +115,13 @@ MODULES += (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Dropout, nn.Flatten, Select)
 @settings(max_examples=20)
 @given(data=st.data())
 def test_every_kind_is_cut_into_plain_modules_of_the_width_that_lives(networks, data):
-    """What an export may meet: a Sequential of a chain, else a GraphModule, of these modules alone; in evaluation mode,
+    """What an export may meet: a Sequential of a chain, else a Narrow, of these modules alone; in evaluation mode,
     with memory of its own and no gradient."""
     network, x = data.draw(networks(committed=st.integers(1, 3)))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     for task in range(network.task):
         narrow = subnetwork(network, task)
-        assert isinstance(narrow, nn.Sequential if network.graph.chain else fx.GraphModule)
+        assert isinstance(narrow, nn.Sequential if network.graph.chain else Narrow)
         assert not any(module.training for module in narrow.modules())
         leaves = [module for module in narrow.modules() if not list(module.children()) and module is not narrow]
         assert {type(module) for module in leaves} <= set(MODULES)

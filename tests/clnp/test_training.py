@@ -605,14 +605,14 @@ def test_early_stopping_restores_statistics_with_the_weights():
 )
 def test_a_batch_of_one_sample_has_no_variance(samples, batch_size, fits):
     """Promise 8: said before anything starts, and not by a NaN."""
-    network = open_task(Network(dropping()), seed=0)
-    data, settings = labelled((2, 6, 5), samples), Settings(epochs=1, batch_size=batch_size)
+    network = open_task(Network(nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))), seed=0)
+    data, settings = labelled((6,), samples), Settings(epochs=1, batch_size=batch_size)
     if fits:
-        check_batches(network, samples, batch_size)
+        check_batches(network, (6,), samples, batch_size)
         assert train(network, data, data, [member(layers=2)], settings, seed=0)[0].diverged is None
         return
     for refused in (
-        lambda: check_batches(network, samples, batch_size),
+        lambda: check_batches(network, (6,), samples, batch_size),
         lambda: train(network, data, data, [member(layers=2)], settings, seed=0),
     ):
         with pytest.raises(
@@ -621,9 +621,16 @@ def test_a_batch_of_one_sample_has_no_variance(samples, batch_size, fits):
             refused()
 
 
+def test_a_map_has_a_variance_in_one_sample():
+    network = open_task(Network(dropping()), seed=0)
+    data = labelled((2, 6, 5), 9)
+    check_batches(network, (2, 6, 5), 9, 8)
+    assert train(network, data, data, [member(layers=2)], Settings(1, 8), seed=0)[0].diverged is None
+
+
 def test_without_a_batchnorm_a_batch_of_one_sample_is_a_batch():
-    check_batches(Network(mlp(6, [5], 3)), 33, 16)
-    check_batches(Network(mlp(6, [5], 3)), 33, 1)
+    check_batches(Network(mlp(6, [5], 3)), (6,), 33, 16)
+    check_batches(Network(mlp(6, [5], 3)), (6,), 33, 1)
 
 
 # Refusals

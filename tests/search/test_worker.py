@@ -484,6 +484,9 @@ def test_threads_and_determinism_are_set_on_purpose(single: Played) -> None:
     perform(single.stack(0), single.settings)
     assert torch.get_num_threads() == 1
     assert torch.are_deterministic_algorithms_enabled()
+    # TF32 would lose more than the full width may differ by.
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_caches_are_bounded(single: Played) -> None:
