@@ -20,7 +20,7 @@ from torch import fx, nn
 from clnp.architecture import _KINDS
 from clnp.errors import Damaged
 from clnp.evaluation import logits
-from clnp.export import Exported, UnsupportedExport, _Pooling, load, save
+from clnp.export import Exported, UnsupportedExport, _check_answers, _Pooling, load, save
 from clnp.reading import _PLAIN
 from clnp.subnetwork import Select, subnetwork
 from clnp.tasks import permuted
@@ -827,6 +827,14 @@ def test_an_onnx_file_that_answers_otherwise_is_refused_where_onnxruntime_is_ins
     with pytest.raises(UnsupportedExport, match=message):
         save(exported, tmp_path / "network.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_answers_of_another_shape_are_refused(tmp_path, runtime):
+    exported, transform, _ = drawn("mlp")
+    save(exported, tmp_path / "network.onnx")
+    other = Exported(transform, nn.Sequential(nn.Linear(12, CLASSES + 1)))
+    with pytest.raises(UnsupportedExport, match=r"answers 5 samples with \[5, 5\], not \[5, 6\]; write .safetensors"):
+        _check_answers((tmp_path / "network.onnx").read_bytes(), other)
 
 
 def test_an_onnx_file_that_onnxruntime_cannot_run_is_refused(tmp_path, runtime, capfd):

@@ -165,7 +165,7 @@ def test_growth_by_nothing_is_a_copy(make_any):
     [
         ({"hidden9": 1}, "there is no hidden group 'hidden9' to grow; there are hidden1, hidden2"),
         ({"output": 1}, "there is no hidden group 'output' to grow"),
-        ({"hidden1": -1}, "hidden1 would grow by -1 units; give at least 0"),
+        ({"hidden1": -1}, "hidden1 would grow by -1 units; give a whole number, at least 0"),
     ],
 )
 def test_growth_that_cannot_be(extra, message):
