@@ -38,6 +38,9 @@ __all__ = [
     "resolve",
 ]
 
+_WIDEST = 100
+"""How many times the paper's widths a network may have: hundreds of GB of weights."""
+
 _TABLES = {"split-cifar-narrow": split_cifar_narrow, "split-cifar-wide": split_cifar_wide}
 
 
@@ -207,7 +210,7 @@ def _sequence(tasks: str, seed: int, validation: float, data_dir: str | None, co
         where = "tasks.kind"
         offered = {"data_dir": data_dir}
         made = own_code.call(asked.kind, where, code, options=asked.options or {}, given=given, offered=offered)
-        return guarded(made, f"{where}: {asked.kind}", asked.count)
+        return guarded(made, f"{where}: {asked.kind}", asked.count, code)
     if asked.kind == "split":
         return split(str(asked.dataset), classes=asked.classes or 0, data_dir=data_dir, **given)
     return permuted(str(asked.dataset), data_dir=data_dir, **given)
@@ -226,21 +229,32 @@ def _network(model: str, shape: tuple[int, ...], classes: int, head: Head, code:
     if not isinstance(module, nn.Module):
         raise BadInput(f"{where} returned a {type(module).__name__}; return a torch.nn.Module")
     try:
-        return Network(module, head=head)
+        # A person's forward runs when it is traced.
+        return own_code.within(lambda: Network(module, head=head)) if asked.own else Network(module, head=head)
     except UnsupportedNetwork as error:
         raise BadInput(f"{where}: {error}") from error
+    except SystemExit as error:
+        raise own_code.raised(where, error, code) from error
 
 
 def _module(model: sections.Model, shape: tuple[int, ...], classes: int, code: tuple[str, ...], where: str) -> Any:
     if model.own:
         offered = {"shape": shape, "classes": classes}
         return own_code.call(model.kind, "model.kind", code, options=model.options or {}, given={}, offered=offered)
-    if model.kind == "mlp":
-        return mlp(shape, model.hidden or (), classes)
+    width = model.width or 1.0
+    key, value = ("hidden", list(model.hidden or ())) if model.kind == "mlp" else ("width", width)
+    if not width <= _WIDEST:
+        raise BadInput(f"model.width is {width}; give at most {_WIDEST}: 1 is the paper's network")
     try:
-        return _TABLES[model.kind](shape=shape, classes=classes, width=model.width or 1.0)
+        if model.kind == "mlp":
+            return mlp(shape, model.hidden or (), classes)
+        return _TABLES[model.kind](shape=shape, classes=classes, width=width)
     except ValueError as error:
         raise BadInput(f"{where}: {error}; choose tasks whose samples fit, or another network") from error
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        # The first line is torch's word; what follows it is its own C++.
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise BadInput(f"model.{key} is {value}, and {where} cannot be built: {first}; give a smaller one") from error
 
 
 class _Key:

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from search.names import cell_key
 from search.records import Cell, CellRecord, CommitJob, CommitRecord, Opening, StackJob
 from search.snapshot import Event, EventKind
-from search.text import MANY, number, plural, theta, units
+from search.text import MANY, number, numbers, plural, theta
 
 __all__ = ["of_cell", "of_commit", "of_opening", "of_winner"]
 
@@ -18,9 +17,8 @@ def of_opening(opening: Opening, groups: Sequence[str], before: Sequence[int]) -
         before: Their units before it opened.
     """
     text = f"{plural(len(opening.cells), 'cell')} in {plural(len(opening.stacks), 'stack')}"
-    widths = zip(groups, before, opening.widths, strict=True)
-    grown = [f"{name} from {was} to {now}" for name, was, now in widths if was != now]
-    text += f", units grown: {', '.join(grown)}" if grown else ""
+    grown = [each for each in zip(groups, before, opening.widths, strict=True) if each[1] != each[2]]
+    text += f", units grown: {_grown(grown)}" if grown else ""
     return Event("task opened", text, opening.replica, opening.task)
 
 
@@ -39,24 +37,38 @@ def of_winner(job: CommitJob) -> Event:
     """A winner was chosen."""
     text = (
         f"{_cell(job.winner)} at θ={theta(job.point.theta)}: {job.point.correct} of {job.score.total} right "
-        f"(best {job.best}, needed {job.needed}), {units(job.point.claimed)} new units"
+        f"(best {job.best}, needed {job.needed}), {_units(job.point.claimed, 'new units')}"
     )
     return Event("winner chosen", text, job.replica, job.task, job.winner.index)
 
 
 def of_commit(record: CommitRecord) -> Event:
     """A task is committed."""
-    text = (
-        f"test {record.test.correct} of {record.test.total} right, claimed {units(record.claimed)} units, "
-        f"{units(record.free)} free"
-    )
+    many = len(record.claimed) > MANY
+    claimed = f"{sum(record.claimed):,} units" if many else _units(record.claimed, "units")
+    text = f"test {record.test.correct} of {record.test.total} right, claimed {claimed}, {_units(record.free, 'free')}"
     return Event("task committed", text, record.replica, record.task, record.winner.index)
 
 
 def _cell(cell: Cell) -> str:
-    """A cell by its key; of many layers the least and the largest α stand for all."""
-    if len(cell.alpha) <= MANY:
-        return cell_key(cell)
-    least, largest = number(min(cell.alpha)), number(max(cell.alpha))
-    alpha = least if least == largest else f"{least} – {largest}"
-    return f"alpha={alpha} in {len(cell.alpha)} layers learning_rate={cell.learning_rate!r}"
+    """A cell's values, written for people; of many layers the least and the largest α stand for all."""
+    alpha = ",".join(map(number, cell.alpha))
+    if len(cell.alpha) > MANY:
+        least, largest = number(min(cell.alpha)), number(max(cell.alpha))
+        alpha = f"{least if least == largest else f'{least} – {largest}'} in {len(cell.alpha)} layers"
+    return f"alpha={alpha} learning_rate={number(cell.learning_rate)}"
+
+
+def _units(counts: Sequence[int], noun: str) -> str:
+    """Units of every group: ``80 + 102 new units``; of many groups their sum: ``1,234 new units in 20 groups``."""
+    if len(counts) <= MANY:
+        return f"{numbers(counts)} {noun}"
+    return f"{sum(counts):,} {noun} in {len(counts)} groups"
+
+
+def _grown(groups: Sequence[tuple[str, int, int]]) -> str:
+    """What grew, ``(name, was, is)`` a group; of many their sums."""
+    if len(groups) <= MANY:
+        return ", ".join(f"{name} from {was} to {now}" for name, was, now in groups)
+    before, after = sum(was for _, was, _ in groups), sum(now for _, _, now in groups)
+    return f"from {before:,} to {after:,} in {len(groups)} groups"

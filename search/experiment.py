@@ -234,12 +234,18 @@ def differences(old: Experiment, new: Experiment, old_data: str, new_data: str) 
         new: The one to continue with; ``new_data`` belongs to it.
     """
     count = min(old.tasks.count, new.tasks.count)
-    before, after = (dict(_flat(_identity(one, data, count))) for one, data in ((old, old_data), (new, new_data)))
+    # Over other layers the same α is spread to another list: there what was written is compared.
+    same_layers = len(old.outline.layers) == len(new.outline.layers)
+    before, after = (
+        dict(_flat(_identity(one, data, count, same_layers))) for one, data in ((old, old_data), (new, new_data))
+    )
     if any(before.get(key) != after.get(key) for key in [*before, *after] if key.startswith(("model.", "tasks."))):
         # Said already, in words that a person wrote.
         before["architecture"] = after["architecture"]
     lines = [
-        f"{key}: was {json.dumps(before.get(key))}, is {json.dumps(after.get(key))}"
+        _another_network(new.model.kind, before[key], after[key])
+        if key == "architecture"
+        else f"{key}: was {json.dumps(before.get(key))}, is {json.dumps(after.get(key))}"
         for key in dict.fromkeys([*before, *after])
         if before.get(key) != after.get(key)
         and not (key == "grid.after_first" and _repeats_grid(before) and _repeats_grid(after))
@@ -253,12 +259,22 @@ def differences(old: Experiment, new: Experiment, old_data: str, new_data: str) 
     return lines
 
 
-def _identity(experiment: Experiment, data: str, count: int) -> dict[str, Any]:
+def _another_network(kind: str, was: str, now: str) -> str:
+    return (
+        f"architecture: was {was[:12]}, is {now[:12]}: the network that model.kind ({kind}) gives is another one now; "
+        "bring the old code back, or give the new run another --name"
+    )
+
+
+def _identity(experiment: Experiment, data: str, count: int, spread_out: bool = True) -> dict[str, Any]:
     grid, layers = experiment.grid, len(experiment.outline.layers)
+
+    def alphas(entry: float | tuple[float, ...]) -> object:
+        return list(spread(entry, layers)) if spread_out or isinstance(entry, tuple) else entry
 
     def axes(task: int) -> dict[str, Any]:
         alpha, learning_rate = grid.axes(task)
-        return {"alpha": [list(spread(entry, layers)) for entry in alpha], "learning_rate": list(learning_rate)}
+        return {"alpha": list(map(alphas, alpha)), "learning_rate": list(learning_rate)}
 
     rule = experiment.rule.model_dump(mode="json")
     if isinstance(rule["margin"], list):

@@ -13,6 +13,8 @@ from search.yaml_file import Path
 
 __all__ = [
     "Auto",
+    "CLASSES",
+    "Classes",
     "Count",
     "Flag",
     "Gpus",
@@ -81,13 +83,12 @@ def _is_whole(value: object, low: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value < _TOO_LARGE
 
 
-def _whole(low: int) -> BeforeValidator:
+def _whole(low: int, mend: str | None = None) -> BeforeValidator:
     def read(value: object) -> object:
         if not _is_whole(value, low):
             large = isinstance(value, int) and value >= _TOO_LARGE
-            raise refusal(
-                "it is too large: give one below 2**63" if large else f"give a whole number of at least {low}"
-            )
+            otherwise = f"give a whole number of at least {low}" if mend is None else mend
+            raise refusal("it is too large: give one below 2**63" if large else otherwise)
         return value
 
     return BeforeValidator(read)
@@ -95,6 +96,9 @@ def _whole(low: int) -> BeforeValidator:
 
 Count = Annotated[int, Field(ge=1), _whole(1)]
 Natural = Annotated[int, Field(ge=0), _whole(0)]
+CLASSES = "give how many classes each task of a split has, at least 2"
+"""What to write for :data:`Classes`."""
+Classes = Annotated[int, Field(ge=2), _whole(2, CLASSES)]
 Share = Annotated[
     float, Field(gt=0, lt=1), _real("give a share of the training set, above 0 and below 1", lambda x: 0 < x < 1)
 ]
@@ -104,12 +108,14 @@ Momentum = Annotated[
 ]
 WeightDecay = Annotated[float, Field(ge=0), _real("give a number of at least 0", lambda x: x >= 0)]
 Width = Annotated[float, Field(gt=0), _real("give a number above 0", lambda x: x > 0)]
+# Far more than any layer needs: a slip of the pen would stand in an opening, which nothing takes back.
+_MOST_UNITS = 100_000
 Units = Annotated[
     float,
-    Field(gt=0),
+    Field(gt=0, le=_MOST_UNITS),
     _real(
-        "give a share of the first width, above 0 and below 1, or a whole number of units",
-        lambda x: 0 < x < 1 or (x >= 1 and x.is_integer()),
+        f"give a share of the first width, above 0 and below 1, or a whole number of units, {_MOST_UNITS:,} at most",
+        lambda x: 0 < x < 1 or (1 <= x <= _MOST_UNITS and x.is_integer()),
     ),
 ]
 """Units: a share of a width, below 1, or a whole number of them."""

@@ -139,7 +139,11 @@ class StackJob:
 
 @dataclass(frozen=True, slots=True)
 class CommitJob:
-    """Prune the winner at its threshold, claim, freeze and measure every task again."""
+    """Prune the winner at its threshold, claim, freeze and measure every task again.
+
+    Attributes:
+        data: What the task's data hashed to when it opened; ``earlier``: those of the tasks before it, in order.
+    """
 
     id: int
     replica: int
@@ -155,6 +159,7 @@ class CommitJob:
     commits: tuple[Committed, ...]
     widths: tuple[int, ...]
     data: str
+    earlier: tuple[str, ...]
     experiment: dict[str, Any]
     kind: Literal["commit"] = "commit"
 

@@ -208,6 +208,7 @@ class Replica:
             commits=commits,
             widths=opening.widths,
             data=opening.data,
+            earlier=tuple(one.data for one in self.openings[: step.task]),
             experiment=self._resolved,
         )
 

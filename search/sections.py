@@ -9,6 +9,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 
 from clnp.tasks.sizes import DATASETS, split_sizes
 from search.fields import (
+    CLASSES,
+    Classes,
     Count,
     Flag,
     Gpus,
@@ -61,7 +63,9 @@ class Tasks(Section):
         validate_default=True,
         description=f"The data set of permuted and split: {', '.join(DATASETS)}. Left out: digits.",
     )
-    classes: Count | None = Field(default=None, validate_default=True, description="Of split: classes a task, from 2.")
+    classes: Classes | None = Field(
+        default=None, validate_default=True, description="Of split: classes a task, from 2."
+    )
     count: Count = Field(default=5, description="How many tasks are learnt, one after another. May grow later.")
     options: Options | None = Field(default=None, description="What a function of your own is called with.")
 
@@ -89,8 +93,8 @@ class Tasks(Section):
     @classmethod
     def _classes_of_split(cls, classes: int | None, info: ValidationInfo) -> int | None:
         if info.data.get("kind") == "split":
-            if classes is None or classes < 2:
-                raise refusal("give how many classes each task of a split has, at least 2")
+            if classes is None:
+                raise refusal(CLASSES)
         elif "kind" in info.data:
             _refuse_given(classes, "it belongs to kind: split")
         return classes
@@ -178,7 +182,10 @@ def _refuse_given(value: object, why: str) -> None:
 class Grow(Section):
     """Growth (Sec. 4): units that are added, before a task opens, to hidden groups that have run out of free ones."""
 
-    by: Units = Field(default=0.25, description="How many: a share of the group's first width, rounded up, or units.")
+    by: Units = Field(
+        default=0.25,
+        description="How many: a share of the group's first width, rounded up, or units, 100,000 at most.",
+    )
     below: Count = Field(default=1, description="A group with fewer free units than this has run out.")
 
     def units(self, width: int) -> int:

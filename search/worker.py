@@ -112,12 +112,16 @@ def perform(job: Job, settings: WorkerSettings, report: Report = lambda _: None)
 def configure(settings: WorkerSettings) -> None:
     """Make torch give the same bits for the same job: a set number of threads, deterministic kernels, full float32.
 
+    A person's own code, which runs later, changes nothing of it: see :func:`search.own_code.kept`.
+
     For the whole process. On a CPU the bits depend on the number of threads; Ray's workers would otherwise take it
     from ``OMP_NUM_THREADS``.
     """
     # cuBLAS reads it when CUDA starts and is not deterministic without it.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(settings.threads)
+    torch.set_default_dtype(torch.float32)
+    torch.set_flush_denormal(False)
     # As torch.use_deterministic_algorithms(True), which imports torch's compiler for it: 1.6 s in every worker.
     torch.set_deterministic_debug_mode("error")
     torch.set_float32_matmul_precision("highest")
@@ -149,16 +153,22 @@ class _Place:
         self.artifacts = Artifacts(settings.artifacts)
         where = (settings.data_dir, settings.code)
         self.sequence = build_sequence(self.experiment, job.replica, *where)
-        found = self.sequence.sha256(job.task)
-        if found != job.data:
-            raise BadInput(
-                f"the data on {worker_name()} are other than the run's: their SHA-256 is {found}, and was {job.data} "
-                f"when the task opened; give this worker the same files"
-            )
+        # A commit measures the earlier tasks again: on other data their scores would be of something else.
+        for task, opened in enumerate(job.earlier if isinstance(job, CommitJob) else ()):
+            self._check_data(task, opened)
+        self._check_data(job.task, job.data)
         self.task = build_task(self.experiment, job.replica, job.task, *where)
         before = assembled(self.experiment, job.commits, self.artifacts, settings.code)
         self.network = grown(before, job.widths).copy().to(self.device)
         self._settings = settings
+
+    def _check_data(self, task: int, opened: str) -> None:
+        found = self.sequence.sha256(task)
+        if found != opened:
+            raise BadInput(
+                f"the data of task {task + 1} on {worker_name()} are other than the run's: their SHA-256 is {found}, "
+                f"and was {opened} when the task opened; bring the old data back: give this worker the same files"
+            )
 
     def open(self) -> Network:
         return open_task(self.network, seed=self.seed)

@@ -1,12 +1,15 @@
 """What an experiment would do on this machine: nothing is started or written."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 
 from search.errors import BadInput
 from search.experiment import Experiment, differences
 from search.grid import cells, stacks, warnings
 from search.machine import Pool, form_pool, this_machine
 from search.names import check_run_name
+from search.outline import Outline
 from search.own_code import folders
 from search.records import Cell
 from search.reports.common import Known, Report, cell, layers
@@ -17,6 +20,8 @@ from search.store import Store
 __all__ = ["plan"]
 
 _BYTES = 4  # of a float32
+_UNIT_BYTES = 8  # of a unit's mean activity in a trial, or of its place in a commit
+_HEADER_BYTES = 200  # that safetensors needs to name a tensor and say where it lies: about 100 with a short name
 _ROW_BYTES = 12_000  # of a trial's rows in the database: a staircase of about 100 points, epochs and Optuna's own
 
 
@@ -40,6 +45,7 @@ def plan(experiment: Experiment, name: str, *, store: Store | None, data_dir: st
     data, absent = _data(experiment, data_dir, code)
     pool = form_pool(experiment, [this_machine()])
     known = _known(store, name)
+    widths = _widths_at_most(experiment, known)
     return {
         "run": name,
         "description": experiment.description,
@@ -53,6 +59,7 @@ def plan(experiment: Experiment, name: str, *, store: Store | None, data_dir: st
         "classes": outline.classes,
         "weights": outline.weights,
         "grow": None if experiment.grow is None else experiment.grow.model_dump(mode="json"),
+        "units_at_most": layers(outline.group_names, widths),
         "validation": outline.validation,
         "epochs": experiment.training.epochs,
         "margin": experiment.rule.model_dump(mode="json")["margin"],
@@ -60,7 +67,7 @@ def plan(experiment: Experiment, name: str, *, store: Store | None, data_dir: st
         "layers": list(outline.layer_names),
         "grids": list(_grids(experiment, pool)),
         "workers": {"count": pool.workers, "device": pool.device, "threads": pool.cpu, "gpu": pool.gpu},
-        "disk": _disk(experiment),
+        "disk": _disk(experiment, widths),
         "storage": None if store is None else store.url,
         "held": None if known is None or store is None else run_status(store, known),
         "refused": _refused(known, experiment, data),
@@ -119,20 +126,64 @@ def _grid(experiment: Experiment, pool: Pool, grid: tuple[Cell, ...], first: int
     }
 
 
-def _disk(experiment: Experiment) -> Report:
-    """Bytes at the most, without growth: a trial keeps the entries that are free, fewer from task to task."""
-    network, head = _BYTES * experiment.outline.entries, _BYTES * experiment.outline.head
+def _widths_at_most(experiment: Experiment, known: Known | None) -> tuple[int, ...]:
+    """Units that each hidden group could have in the last task: it may grow before every task but the first.
+
+    What a run that goes on has grown by already is counted as it is, whatever ``grow`` said then.
+    """
+    first, grow, last = experiment.outline.widths, experiment.grow, experiment.tasks.count - 1
+
+    def most(now: Sequence[int], task: int) -> tuple[int, ...]:
+        left = max(0, last - task)
+        return tuple(
+            width + (0 if grow is None else left * grow.units(units)) for width, units in zip(now, first, strict=True)
+        )
+
+    found = [most(first, 0)]
+    if known is not None and known.experiment.outline.groups == experiment.outline.groups:
+        for replica in known.replicas:
+            # Between two tasks the next has still to open, and may grow.
+            done = len(known.commits(replica))
+            opened = done if known.opening(replica, done) else done - 1
+            found.append(most(known.room(replica)[0], max(0, opened)))
+    return tuple(map(max, zip(*found, strict=True)))
+
+
+def _entries(outline: Outline, widths: Sequence[int]) -> tuple[int, int]:
+    """Numbers in the network and in a head at these widths, at the most: exact for the weights."""
+    first, now = (dict(zip(outline.group_names, sizes, strict=True)) for sizes in (outline.widths, widths))
+    weights = []
+    for layer in outline.layers:
+        groups = [name for name in (layer.source, layer.group) if name is not None]
+        units, before = (math.prod(sizes[name] for name in groups) for sizes in (now, first))
+        weights.append(math.ceil(Fraction(layer.weights * units, before)))
+    # Biases and BatchNorm go with the units, of a group that is not known here.
+    factor = max(Fraction(now[name], first[name]) for name in first)
+    others = math.ceil((outline.entries - outline.weights) * factor)
+    return sum(weights) + others, weights[-1] + outline.head - outline.layers[-1].weights
+
+
+def _disk(experiment: Experiment, widths: Sequence[int]) -> Report:
+    """Bytes at the most, with hidden groups of at most ``widths``: a trial keeps the entries that are free, the mean
+    activity of every unit, and what names them."""
+    outline = experiment.outline
+    entries, head = _entries(outline, widths)
+    # Of a layer its weights, its bias and a BatchNorm's four entries; of a group one; and which task it is.
+    beside = _HEADER_BYTES * (6 * len(outline.layers) + len(outline.groups) + 1)
+    units = _UNIT_BYTES * sum(widths)
+    trial = _BYTES * entries + units + beside
     count, replicas = experiment.tasks.count, experiment.replicas
-    heads = head * (count - 1) if experiment.head == "multi" else 0
+    heads = _BYTES * head * (count - 1) if experiment.head == "multi" else 0
     first, later = len(cells(experiment, 0)), len(cells(experiment, 1, cells(experiment, 0)[0]))
     trials = first + (count - 1) * later
     kept = trials if experiment.keep == "all" else count  # candidates lie in between, known only afterwards
+    # A unit is claimed once, so the commits of a replica are at most one network together, and the other heads.
+    commits = _BYTES * entries + units + heads + beside * count
     return {
-        "trial": network,
-        "task": network * max(first, later if count > 1 else 0),
-        # A unit is claimed once, so the commits of a replica are at most one network together, and the other heads.
-        "commits": (network + heads) * replicas,
-        "kept": (network * kept + network + heads) * replicas,
+        "trial": trial,
+        "task": trial * max(first, later if count > 1 else 0),
+        "commits": commits * replicas,
+        "kept": (trial * kept + commits) * replicas,
         "database": _ROW_BYTES * trials * replicas,
         "keep": experiment.keep,
     }

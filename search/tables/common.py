@@ -14,6 +14,7 @@ from search.text import number, percent
 __all__ = [
     "alpha_cells",
     "alpha_columns",
+    "fit",
     "grid",
     "indent",
     "of",
@@ -30,6 +31,9 @@ _UNFOLDED = 10_000
 
 _WIDE = 3
 """So many groups of units have a column each beside others on 80 columns; more are summed up in one."""
+
+_NAME = 12
+"""Columns that a name may take on average where each has a column; longer ones are summed up as many are."""
 
 
 def print_table(table: RenderableType, stream: TextIO) -> None:
@@ -52,10 +56,15 @@ def grid(*columns: str) -> Table:
     return table
 
 
+def fit(names: Sequence[str], most: int) -> bool:
+    """Whether ``names`` have a column each: at most so many, and not too long."""
+    return len(names) <= most and sum(map(len, names)) <= most * _NAME
+
+
 def alpha_columns(cells: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The headers for α: one where a cell has the same for all layers or there are many layers, else one a layer."""
+    """The headers for α: one a layer, or one for all: of many, of long names, or of the same α each."""
     found = [cell["alpha"] for cell in cells]
-    if not found or len(found[0]) > _WIDE + 1 or all(len(set(alpha.values())) == 1 for alpha in found):
+    if not found or not fit(list(found[0]), _WIDE + 1) or all(len(set(alpha.values())) == 1 for alpha in found):
         return [">\nα"]
     return [f">α\n{layer}" for layer in found[0]]
 
@@ -69,15 +78,15 @@ def alpha_cells(cell: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
 
 
 def unit_columns(groups: Sequence[str], word: str) -> list[str]:
-    """The headers for units: one a group, or one for all of many groups."""
-    return [f">{group}\n{word}" for group in groups] if len(groups) <= _WIDE else [f">units\n{word}"]
+    """The headers for units: one a group, or one for all of many groups, or of long names."""
+    return [f">{group}\n{word}" for group in groups] if fit(groups, _WIDE) else [f">units\n{word}"]
 
 
 def unit_cells(*counts: Mapping[str, int], join: str = ", ", signed: bool = False) -> list[str]:
     """What stands under :func:`unit_columns`: the counts of each group joined, or their sums."""
     groups = list(counts[0])
     rows = [[each[group] for each in counts] for group in groups]
-    if len(groups) > _WIDE:
+    if not fit(groups, _WIDE):
         rows = [[sum(each.values()) for each in counts]]
     written = [[f"{one:+d}" if signed and one else str(one) for one in row] for row in rows]
     return [join.join([row[0], *(f"{one:>3}" for one in row[1:])]) for row in written]

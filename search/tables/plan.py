@@ -6,9 +6,9 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from search.tables.common import alpha_cells, grid, indent, pairs, title
+from search.tables.common import alpha_cells, fit, grid, indent, pairs, title
 from search.tables.status import run_block
-from search.text import MANY, number, plural, size
+from search.text import MANY, number, numbers, plural, size
 
 __all__ = ["plan"]
 
@@ -27,7 +27,7 @@ def plan(report: Mapping[str, Any]) -> RenderableType:
         if isinstance(part["cells"], str):
             parts += [Text(f"  one cell: {part['cells']}"), Text()]
             continue
-        alpha = [f">α\n{layer}" for layer in layers] if len(layers) <= MANY else [">\nα"]
+        alpha = [f">α\n{layer}" for layer in layers] if fit(layers, MANY) else [">\nα"]
         table = grid(">\ncell", *alpha, ">learning\nrate", ">\nstack")
         stack = {cell: place for place, members in enumerate(part["stacks"], start=1) for cell in members}
         for cell in part["cells"]:
@@ -51,7 +51,7 @@ def _shape(report: Mapping[str, Any]) -> Mapping[str, str]:
     return {
         "tasks": f"{report['count']} of {report['tasks']}, {plural(report['replicas'], 'replica')}",
         "network": f"{_network(report)}, {report['head']} head, {report['weights']:,} weights",
-        "growth": _growth(report["grow"]),
+        "growth": _growth(report),
         "trials": f"{trials:,} of {plural(report['epochs'], 'epoch')} each",
         "validation": f"{report['validation']:,} samples",
         "rule": f"margin {_margin(report['margin'])} %, sparsity by {report['sparsity']}",
@@ -75,11 +75,14 @@ def _network(report: Mapping[str, Any]) -> str:
     return sizes if report["network"] == "mlp" else f"{report['network']}: {sizes}"
 
 
-def _growth(grow: Mapping[str, Any] | None) -> str:
+def _growth(report: Mapping[str, Any]) -> str:
+    grow, most = report["grow"], list(report["units_at_most"].values())
     if grow is None:
         return "none, the size is fixed"
     by = plural(int(grow["by"]), "unit") if grow["by"] >= 1 else f"{number(100 * grow['by'])} % of its first width"
-    return f"by {by}, of a group with fewer than {grow['below']} free"
+    units = numbers(most) if len(most) <= MANY else f"{sum(most):,}"
+    groups = "" if len(most) <= MANY else f" in {len(most)} groups"
+    return f"by {by}, of a group with fewer than {grow['below']} free: at most {units} units{groups} at the end"
 
 
 def _margin(margin: float | list[float]) -> str:

@@ -16,6 +16,13 @@ def replay(report: Mapping[str, Any]) -> RenderableType:
     """What the rule would have picked at another margin."""
     parts: list[RenderableType] = []
     for replica in report["replicas"]:
+        place = (
+            f"{of('replica', replica['replica'], len(report['replicas']))} at a margin of {number(report['margin'])}"
+        )
+        if not replica["tasks"]:
+            none = f"no task is committed yet; status {report['run']} says how far it is"
+            parts += [title(report["run"], place), indent(Text(none)), Text()]
+            continue
         freed = unit_columns(report["layers"], "freed")
         pick = (">\ncell", ">\nθ", ">would be\ncell", ">\nθ", ">\nvalidation", ">\ncost")
         table = grid(">\ntask", ">margin\nwas", *pick, *freed, "\n")
@@ -34,10 +41,9 @@ def replay(report: Mapping[str, Any]) -> RenderableType:
                 task["outcome"],
                 style="dim" if task["outcome"] == "given the history" else "",
             )
-        place = (
-            f"{of('replica', replica['replica'], len(report['replicas']))} at a margin of {number(report['margin'])}"
-        )
         parts += [title(report["run"], place), indent(table), Text()]
+    if not any(replica["tasks"] for replica in report["replicas"]):
+        return Group(*parts[:-1])
     text = (
         "cost: validation samples that the pick has right fewer than the commit; freed: units that it claims fewer. "
         "Exact up to the first task that differs; the tasks after it are given the history."

@@ -65,8 +65,8 @@ def size(tensors: dict[str, Tensor]) -> int:
 def rows(names: Sequence[str], shares: Sequence[float], threads: Sequence[int], rounds: int) -> list[str]:
     """The table's lines."""
     head = ["network", "units", *(f"times faster, {count} thread{'s' * (count > 1)}" for count in threads)]
-    head += ["its commit's bytes of the full network's", "the next trial's"]
-    lines = [" | ".join(head), "|".join(["---"] * len(head))]
+    head += ["bytes of the full network's: its commit", "its sub-network", "the next trial"]
+    lines = [" | ".join(head), " | ".join(["---"] * len(head))]
     for name in names:
         make, shape, batch = NETWORKS[name]
         x = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(1))
@@ -81,6 +81,7 @@ def rows(names: Sequence[str], shares: Sequence[float], threads: Sequence[int], 
             whole = size(entries(network))
             opened = open_task(network, seed=0)
             cells.append(f"{size(added(network, 0)) / whole:.1%}")
+            cells.append(f"{size(narrow.state_dict()) / whole:.1%}")
             cells.append(f"{size(take_free(opened, entries(opened))) / whole:.1%}")
             lines.append(" | ".join(cells))
     return [f"| {line} |" for line in lines]

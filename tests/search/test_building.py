@@ -1,6 +1,7 @@
 """Networks and tasks from an experiment: a person's own are found, checked and refused before anything starts."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+import search.building
+import search.own_code
 from clnp.models import mlp
 from clnp.network import Network
 from search.building import build_network, build_sequence, build_task, data_sha256, forget, grown, resolve
@@ -25,8 +28,7 @@ def tiny(shape, classes, *, width=8):
                          nn.Linear(width, classes))
 
 def normed(shape, classes):
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                         nn.Linear(4, classes))
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, classes))
 
 class Residual(nn.Module):
     def __init__(self, classes):
@@ -49,6 +51,13 @@ def recurrent(shape, classes):
 
 def raises(shape):
     raise KeyError("a width is missing")
+
+def exits():
+    raise SystemExit(0)
+
+class Exits(nn.Module):
+    def forward(self, x):
+        raise SystemExit(4)
 
 def nothing():
     return {"no": "module"}
@@ -211,6 +220,21 @@ def test_code_of_the_same_name_in_two_folders_is_kept_apart(read: Callable[..., 
     assert (wide.outline.widths, narrow.outline.widths) == ((8,), (5,))
 
 
+def test_code_is_kept_apart_from_another_whose_import_failed(
+    read: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package stays imported where a module in it is not found."""
+    monkeypatch.setattr(search.own_code, "_imported", {})
+    monkeypatch.delitem(sys.modules, "mynets", raising=False)
+    with pytest.raises(BadInput, match=r"no module mynets.deep"):
+        resolved(read(model={"kind": "mynets.deep:net"}))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mynets.py").write_text(NETS.replace("width=8", "width=5"))
+    narrow = resolve(read(model={"kind": "mynets:tiny"}).with_code(str(other)), None, (str(other),))
+    assert narrow.outline.widths == (5,)
+
+
 def test_options_are_keyword_arguments(read: Callable[..., Experiment]) -> None:
     tasks = {"kind": "mytasks:images", "count": 3, "options": {"classes": 4, "samples": 60}}
     experiment = resolved(read(model={"kind": "mynets:tiny", "options": {"width": 11}}, tasks=tasks))
@@ -251,7 +275,11 @@ MODELS = {
     "mynets:fixed": r"mynets:fixed: layer '0' cannot read \[1, 8, 8\]",
     "mynets:few": "it ends with 7 logits, and a task has 2 classes; let them be as many",
     "broken_on_import:net": r"importing broken_on_import raised ZeroDivisionError: division by zero \(.*line 1\)",
-    "imports_absent:net": "importing imports_absent raised ModuleNotFoundError: No module named 'absent_package'",
+    "imports_absent:net": "importing imports_absent raised ModuleNotFoundError: No module named 'absent_package' "
+    r"\({folder}/imports_absent.py, line 1\); install absent_package, or put absent_package.py beside imports_absent$",
+    "exits_on_import:net": r"importing exits_on_import raised SystemExit: 3 \(.*line 1\); mend it; the same",
+    "mynets:exits": r"mynets:exits raised SystemExit: 0 \({folder}/mynets.py, line \d+\); mend it; the same .*$",
+    "mynets:Exits": r"mynets:Exits raised SystemExit: 4 \({folder}/mynets.py, line \d+\); mend it; the same .*$",
     "not_python:net": "importing not_python raised SyntaxError",
 }
 
@@ -263,6 +291,7 @@ def test_a_network_of_one_s_own_is_refused_with_where_and_why(
     """Promise 8: before anything starts, with what was found and how to mend it."""
     (folder / "broken_on_import.py").write_text("1 / 0")
     (folder / "imports_absent.py").write_text("import absent_package")
+    (folder / "exits_on_import.py").write_text("raise SystemExit(3)")
     (folder / "not_python.py").write_text("def (")
     with pytest.raises(BadInput, match=f"^model.kind: {kind}.*" if "{" not in problem else "^model.kind") as caught:
         resolved(read(model={"kind": kind}))
@@ -316,7 +345,8 @@ SPLITS = {
     "y = torch.zeros(3, dtype=torch.int64)": r"y is torch.int64 \[3\]; give torch.int64 \[4\]",
     "y = torch.zeros(4)": r"y is torch.float32 \[4\]; give torch.int64 \[4\]",
     "y = torch.tensor([0, 1, 2, 3])": "y goes from 0 to 3; with 3 classes it is 0 to 2",
-    "raise OSError('disk on fire')": "raised OSError: disk on fire",
+    "raise OSError('disk on fire')": r"raised OSError: disk on fire \({folder}/handmade.py, line \d+\); mend it",
+    "raise SystemExit(5)": r"raised SystemExit: 5 \({folder}/handmade.py, line \d+\); mend it; the same command .*$",
 }
 
 HAND_MADE = """
@@ -346,13 +376,64 @@ def make(count, seed, validation):
 """
 
 
+def test_a_count_of_one_s_own_that_raises_is_refused_with_why(read: Callable[..., Experiment], folder: Path) -> None:
+    """Promise 8: a property is a person's code too."""
+    (folder / "handmade.py").write_text(
+        "class Mine:\n    @property\n    def count(self):\n        raise OSError('no index')\n"
+        "def make(count, seed, validation):\n    return Mine()\n"
+    )
+    with pytest.raises(BadInput, match=r"^tasks.kind: handmade:make raised OSError: no index \(.*line 4\); mend it"):
+        resolved(read(tasks={"kind": "handmade:make"}))
+
+
+@pytest.mark.parametrize("kind", ["split-cifar-narrow", "split-cifar-wide"])
+@pytest.mark.parametrize("width", [1e300, 1000, 100.5])
+def test_a_network_beyond_any_memory_is_refused_before_it_is_built(kind: str, width: float) -> None:
+    """Promise 8."""
+    model, tasks = {"kind": kind, "width": width}, {"kind": "split", "classes": 2}
+    with pytest.raises(
+        BadInput, match=rf"^model.width is {re.escape(str(float(width)))}; give at most 100: 1 is"
+    ) as caught:
+        resolve(Experiment.model_validate({"model": model, "tasks": tasks}))
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (
+            RuntimeError("alloc_cpu: can't allocate memory: error 12\nframe #0: c10"),
+            "alloc_cpu: .* memory: error 12; give",
+        ),
+        (OverflowError("too large"), "too large; give a smaller one$"),
+        (MemoryError(), "MemoryError; give a smaller one$"),
+    ],
+)
+def test_a_network_that_memory_does_not_hold_is_refused(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, text: str
+) -> None:
+    """Promise 8: in a line, without torch's own trace."""
+
+    def build(**_: object) -> None:
+        raise error
+
+    monkeypatch.setitem(search.building._TABLES, "split-cifar-narrow", build)
+    model, tasks = {"kind": "split-cifar-narrow", "width": 20}, {"kind": "split", "classes": 2}
+    forget()
+    with pytest.raises(
+        BadInput, match=rf"^model.width is 20.0, and model.kind: split-cifar-narrow cannot be .*{text}"
+    ) as caught:
+        resolve(Experiment.model_validate({"model": model, "tasks": tasks}))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(("change", "problem"), SPLITS.items(), ids=SPLITS.keys())
 def test_samples_of_one_s_own_are_refused_with_why(
     read: Callable[..., Experiment], folder: Path, change: str, problem: str
 ) -> None:
     """Promise 8."""
     (folder / "handmade.py").write_text(HAND_MADE.replace("CHANGE", change))
-    with pytest.raises(BadInput, match=problem) as caught:
+    with pytest.raises(BadInput, match=problem.replace("{folder}", str(folder))) as caught:
         resolved(read(tasks={"kind": "handmade:make"}))
     assert str(caught.value).startswith("tasks.kind: handmade:make, task 1, train split")
     (folder / "handmade.py").write_text(HAND_MADE.replace("CHANGE", ""))

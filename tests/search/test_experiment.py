@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,8 @@ LEARNING_RATE = "give a number above 0"
 PERCENT = "a margin is 0 to 100 percentage points: give a number of them, or a list with one a task"
 SHARE = "give a share of the training set, above 0 and below 1"
 ALPHAS = "give a list of α values (each one number, or a list with one a layer), at least one"
+UNITS = "give a share of the first width, above 0 and below 1, or a whole number of units, 100,000 at most"
+CLASSES = "give how many classes each task of a split has, at least 2"
 GPUS = "give auto, 0, a share of one GPU such as 0.5, or a whole number of them"
 MISTAKES = {
     # unknown keys
@@ -231,9 +234,9 @@ MISTAKES = {
     "tasks: {classes: 2}": "tasks.classes is 2; it belongs to kind: split: leave it out",
     "tasks: {options: {}}": "tasks.options is {}; it belongs to a function of your own (kind: module:function): "
     "leave it out",
-    "tasks: {kind: split}": "tasks.classes is null; give how many classes each task of a split has, at least 2",
-    "tasks: {kind: split, classes: 1}": "tasks.classes is 1; give how many classes each task of a split has, at "
-    "least 2",
+    "tasks: {kind: split}": f"tasks.classes is null; {CLASSES}",
+    "tasks: {kind: split, classes: 1}": f"tasks.classes is 1; {CLASSES}",
+    "tasks: {kind: split, classes: x}": f'tasks.classes is "x"; {CLASSES}',
     "tasks: {kind: split, classes: 2, count: 6}": "tasks.count is 6; 6 tasks of 2 classes need 12, but digits has 10; "
     "with 2 a task there can be 5 tasks",
     "training: {weight_decay: 0.1}": "training.weight_decay is 0.1; adam has no decoupled decay: leave it out, or give "
@@ -241,9 +244,11 @@ MISTAKES = {
     "training: {optimizer: adamw, momentum: 0.9}": "training.momentum is 0.9; adamw has no momentum: leave it out, or "
     "give optimizer: sgd",
     "training: {optimizer: adamw, weight_decay: -1}": "training.weight_decay is -1; give a number of at least 0",
-    "grow: {by: 1.5}": "grow.by is 1.5; give a share of the first width, above 0 and below 1, or a whole number of "
-    "units",
-    "grow: {by: 0}": "grow.by is 0; give a share of the first width, above 0 and below 1, or a whole number of units",
+    "grow: {by: 1.5}": f"grow.by is 1.5; {UNITS}",
+    "grow: {by: 0}": f"grow.by is 0; {UNITS}",
+    "grow: {by: 100001}": f"grow.by is 100001; {UNITS}",
+    "grow: {by: 2000000000}": f"grow.by is 2000000000; {UNITS}",
+    "grow: {by: 1e30}": f"grow.by is 1e+30; {UNITS}",
     "grow: {below: 0}": "grow.below is 0; give a whole number of at least 1",
     "grow: 3": "grow is 3; give a section with keys: by, below",
     # the writing
@@ -570,6 +575,35 @@ def test_the_grid_is_compared_in_its_order() -> None:
     lines = changed(grid={"learning_rate": [0.01], "after_first": {"learning_rate": [0.02]}})
     assert [line.partition(":")[0] for line in lines] == ["grid.learning_rate", "grid.after_first"]
     assert changed(grid={"after_first": "winner"})[0].endswith(' is "winner"')
+
+
+@pytest.mark.parametrize("after_first", [None, {"alpha": [[1, 2, 3, 4]]}])
+def test_over_other_layers_alpha_is_compared_as_it_was_written(after_first: Any) -> None:
+    """α is spread over more layers there: no change that a person made."""
+    assert changed(model={"hidden": [64]}) == ["model.hidden: was [128, 128], is [64]"]
+    changes = {"model": {"hidden": [9, 9, 9]}, "grid": {"alpha": [1, 2], "after_first": after_first}}
+    lines = changed(**changes)
+    assert [line.partition(":")[0] for line in lines] == [
+        "model.hidden",
+        "grid.alpha",
+        *(["grid.after_first"] if after_first else []),
+    ]
+    assert lines[1] == "grid.alpha: was [0.0005, 0.001, 0.002], is [1.0, 2.0]"
+
+
+@pytest.mark.parametrize("hidden", [[128, 128], [128, 128, 128]])
+def test_another_network_of_the_same_keys_is_refused_in_words(hidden: list[int]) -> None:
+    """Such as when a function of one's own was changed: no key of the file says so."""
+    kind = {"model": {"kind": "nets:make"}, "grid": {"alpha": [1e-3]}}
+    was, now = (
+        Experiment.from_json(kind).with_outline(replace(Experiment.from_json(plain).outline, architecture=digits * 4))
+        for plain, digits in (({}, "0123456789abcdef"), ({"model": {"hidden": hidden}}, "fedcba9876543210"))
+    )
+    assert differences(was, was, DATA, DATA) == []
+    assert differences(was, now, DATA, DATA) == [
+        "architecture: was 0123456789ab, is fedcba987654: the network that model.kind (nets:make) gives is another one "
+        "now; bring the old code back, or give the new run another --name"
+    ]
 
 
 def test_another_data_set_is_another_run() -> None:

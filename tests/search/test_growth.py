@@ -19,6 +19,7 @@ from search.replica import Open, Replica
 from search.reports.common import read_run
 from search.reports.final import final
 from search.reports.forecast import forecast
+from search.reports.plan import plan
 from search.reports.show import show
 from search.reports.status import status
 from search.run import Run
@@ -236,6 +237,25 @@ class Quiet:
 
 def run(store: Store, chosen: Experiment) -> None:
     assert run_experiment(store, chosen, name="small", backend="inline", view=Quiet()) == 0
+
+
+@pytest.mark.usefixtures("keeps_all")
+@pytest.mark.parametrize(
+    ("head", "grow", "widths"),
+    [("single", {"by": 0.5}, (16, 12)), ("multi", {"by": 0.5}, (16, 12)), ("multi", None, (8, 6))],
+)
+def test_the_disk_of_a_plan_is_the_most(store: Store, head: str, grow: Any, widths: tuple[int, int]) -> None:
+    """Header, activity and all, of a network that grows before every task but the first and of one that does not."""
+    chosen = experiment(**REAL, head=head, keep="all", grow=grow)
+    disk = plan(chosen, "small", store=None)["disk"]
+    run(store, chosen)
+    history = store.history("small")
+    assert history.commits[0, 2].widths == widths
+    trials = [cell.size for cells in history.cells.values() for cell in cells.values()]
+    commits = [commit.size for commit in history.commits.values()]
+    assert 0 < max(trials) <= disk["trial"]
+    assert sum(commits) <= disk["commits"]
+    assert sum(trials) + sum(commits) <= disk["kept"]
 
 
 @pytest.mark.usefixtures("keeps_all")

@@ -152,3 +152,62 @@ def test_plan_shows_network_and_tasks(folder: Path, tmp_path: Path, capsys: pyte
     again = folder / "again.yaml"
     again.write_text(yaml.safe_dump(resolved))
     assert main(["plan", str(again), *storage]) == 0
+
+
+LOUD = """
+print("imported")
+
+class Loud(Net):
+    def __init__(self, shape, classes, width):
+        print("made a network")
+        super().__init__(shape, classes, width)
+    def forward(self, x):
+        print("traced")
+        return super().forward(x)
+
+def loud(count, seed, validation):
+    print("made tasks")
+    def make(index, test):
+        print("made samples")
+        return quiet.samples(index, test=test)
+    quiet = tasks(count, seed, validation)
+    return from_function(make, count=count, seed=seed, validation=validation, classes=3)
+"""
+
+
+def test_what_own_code_prints_goes_to_standard_error(folder: Path, tmp_path: Path) -> None:
+    """Standard output is the command's: its JSON stays JSON."""
+    (folder / "myown.py").write_text(CODE + LOUD)
+    own = ["--set", "model.kind=myown:Loud", "--set", "tasks.kind=myown:loud"]
+    storage = ["--storage", f"sqlite:///{tmp_path / 'own.db'}"]
+    said = ("imported", "made a network", "traced", "made tasks", "made samples")
+    for name, extra in (("plan", []), ("run", ["--backend", "inline"])):
+        done = command(name, str(folder / "own.yaml"), *own, *extra, "--format", "json", *storage, at=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)
+        assert set(said) <= set(done.stderr.splitlines())
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_own_code_that_exits_ends_the_command_as_bad_input(folder: Path, tmp_path: Path, code: int) -> None:
+    """Promise 8: not with its own exit code and without a word."""
+    (folder / "myown.py").write_text(f"import sys\n{CODE}\nsys.exit({code})\n")
+    storage = ["--storage", f"sqlite:///{tmp_path / 'own.db'}"]
+    done = command("run", str(folder / "own.yaml"), "--backend", "inline", *storage, at=tmp_path)
+    assert done.returncode == 2
+    assert f"importing myown raised SystemExit: {code} ({folder / 'myown.py'}, line" in done.stderr
+    assert "mend it; the same command goes on" in done.stderr
+
+
+@pytest.mark.parametrize("where", ["module", "function"])
+def test_own_code_may_import_torchvision(folder: Path, tmp_path: Path, where: str) -> None:
+    """Beside a CPU build of torch too, whose operators torchvision's wheel does not load."""
+    line = "from torchvision.models import resnet; assert resnet.BasicBlock"
+    if where == "module":
+        text = f"{line}\n{CODE}"
+    else:
+        text = CODE.replace("        super().__init__()\n", f"        super().__init__()\n        {line}\n", 1)
+    (folder / "myown.py").write_text(text)
+    storage = ["--storage", f"sqlite:///{tmp_path / 'own.db'}"]
+    done = command("plan", str(folder / "own.yaml"), *storage, at=tmp_path)
+    assert done.returncode == 0, done.stderr

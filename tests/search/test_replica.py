@@ -376,6 +376,18 @@ def test_jobs_carry_what_a_worker_needs() -> None:
     assert Experiment.from_json(job.experiment) == experiment()
 
 
+def test_a_commit_carries_the_data_of_every_task_so_far() -> None:
+    """Promises 1 and 3: each as it was when its task opened, for the worker that measures them all again."""
+    openings = {(0, 0): replace(opening(), data="first"), (0, 1): replace(opening(1), data="second")}
+    records = {index: replace(FULL[index], artifact=f"tensors 1 {index}") for index in FULL}
+    replica = machine(Table(openings, {(0, 0): FULL, (0, 1): records}, {(0, 0): commit_record()}))
+    step = replica.next()
+    assert isinstance(step, Commit)
+    job = replica.hand_out(1, step)
+    assert isinstance(job, CommitJob)
+    assert (job.earlier, job.data) == (("first",), "second")
+
+
 @pytest.mark.parametrize(
     "table",
     [
@@ -404,6 +416,7 @@ COMMIT_JOB = CommitJob(
     commits=(),
     widths=(20, 10),
     data="data",
+    earlier=("data",),
     experiment={},
 )
 

@@ -3,13 +3,14 @@
 import io
 import os
 import pty
+import re
 import threading
 import time
 
 import pytest
 from rich.console import Console
 
-from search.backends.simulated import World
+from search.backends.simulated import Simulated, World
 from search.experiment import Experiment
 from search.memory import MemoryBook
 from search.records import Progress, Score
@@ -73,6 +74,47 @@ def test_an_event_is_one_line():
         "since the last attempt: torch was 2.12, is 2.13",
     ]
     assert all(line[2] == line[5] == ":" for line in lines)
+
+
+def events(groups: int) -> dict[str, set[str]]:
+    """What a simulated run of so many layers told, by kind."""
+    experiment = Experiment.model_validate(
+        {
+            "tasks": {"count": 2},
+            "model": {"hidden": [40] * groups},
+            "grid": {"alpha": [0.0001, [1e-4] * groups + [1e-3]], "learning_rate": [0.0005]},
+            "grow": {"by": 10, "below": 1000},
+        }
+    )
+    book, found = MemoryBook(), []
+    run = Run(experiment, book, book, data=lambda *_: "data", workers=1, on_event=found.append)
+    Simulated(workers=1, world=World()).execute(run)
+    assert run.finished, run.stopped
+    return {kind: {event.text for event in found if event.kind == kind} for kind in {event.kind for event in found}}
+
+
+def test_the_units_of_an_event_carry_their_noun():
+    few, many = events(2), events(20)
+    assert any(re.search(r", \d+ \+ \d+ new units$", text) for text in few["winner chosen"])
+    assert all(re.search(r", [\d,]+ new units in 20 groups$", text) for text in many["winner chosen"])
+    assert all(re.search(r", claimed \d+ \+ \d+ units, \d+ \+ \d+ free$", text) for text in few["task committed"])
+    assert all(re.search(r", claimed [\d,]+ units, [\d,]+ free in 20 groups$", text) for text in many["task committed"])
+    assert any(
+        text.endswith("units grown: hidden1 from 40 to 50, hidden2 from 40 to 50") for text in few["task opened"]
+    )
+    assert any(text.endswith("units grown: from 800 to 1,000 in 20 groups") for text in many["task opened"])
+
+
+def test_the_numbers_of_a_cell_are_written_in_one_way():
+    few, many = events(2)["cell finished"], events(20)["cell finished"]
+    assert {text.partition(": ")[0] for text in few} == {
+        "alpha=1e-4,1e-4,1e-4 learning_rate=5e-4",
+        "alpha=1e-4,1e-4,0.001 learning_rate=5e-4",
+    }
+    assert {text.partition(": ")[0] for text in many} == {
+        "alpha=1e-4 in 21 layers learning_rate=5e-4",
+        "alpha=1e-4 – 0.001 in 21 layers learning_rate=5e-4",
+    }
 
 
 def test_nothing_in_an_event_is_taken_for_markup():

@@ -1,6 +1,8 @@
 """What a worker returns, and what it refuses. Real training on the digits, two tasks, both kinds of head."""
 
 import functools
+import re
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from clnp.subnetwork import subnetwork
 from clnp.tasks.permutations import _PermutedTask
 from clnp.tensors import decode, encode
 from clnp.thresholds import curve
-from clnp.training import open_task
+from clnp.training import open_task, train
 from search.artifacts import Artifacts
 from search.building import assemble, build_sequence, forget
 from search.experiment import Experiment
@@ -415,6 +417,25 @@ def test_other_data_are_refused(single: Played) -> None:
     assert "0" * 64 in failure.text
 
 
+def test_other_data_of_an_earlier_task_are_refused_before_anything_is_measured(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promises 1 and 3: a task's later scores are on the data that it opened with."""
+
+    def opened(_: object) -> None:
+        raise AssertionError("measured on other data")
+
+    monkeypatch.setattr(_PermutedTask, "open_test", opened)
+    job = played.commit(1)
+    assert job.earlier == (played.commit(0).data,)
+    failure = perform(replace(job, earlier=("0" * 64,)), played.settings).failure
+    assert failure is not None
+    assert failure.kind == "input"
+    assert re.search(
+        rf"data of task 1 on .* SHA-256 is {job.earlier[0]}, and was 0{{64}} when .* old data back", failure.text
+    )
+
+
 def test_a_missing_data_set_is_refused(single: Played, tmp_path: Path) -> None:
     mnist = experiment(tasks={"count": 2, "dataset": "mnist"})
     job = replace(single.stack(0), experiment=mnist.to_json())
@@ -487,6 +508,127 @@ def test_threads_and_determinism_are_set_on_purpose(single: Played) -> None:
     # TF32 would lose more than the full width may differ by.
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
+
+
+OWN = """
+import torch
+from torch import nn
+from clnp.tasks import Split, from_function
+
+def spoil():
+    "SPOILT"
+
+def net(shape, classes):
+    spoil()
+    return Net(classes)
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.flatten, self.hidden, self.relu = nn.Flatten(), nn.Linear(64, 30), nn.ReLU()
+        self.output = nn.Linear(30, classes)
+    def forward(self, x):
+        spoil()
+        return self.output(self.relu(self.hidden(self.flatten(x))))
+
+def tasks(count, seed, validation):
+    def make(index, test):
+        draw = torch.Generator().manual_seed(2 * index + test)
+        x, y = torch.rand(200, 1, 8, 8, generator=draw, dtype=torch.float32), torch.arange(200) % 3
+        x[torch.arange(200), 0, 0, y] += 1
+        spoil()
+        return Split(x, y)
+    spoil()
+    return from_function(make, count=count, seed=seed, validation=validation, classes=3)
+
+spoil()
+"""
+
+SPOILT = """
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.fp32_precision = "tf32"
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    torch.backends.cudnn.benchmark = True
+    torch.backends.mkldnn.enabled = False
+    torch.set_flush_denormal(True)
+    torch.set_autocast_enabled("cpu", True)
+    torch.set_grad_enabled(False)
+"""
+
+
+def torch_settings() -> dict[str, Any]:
+    backends = torch.backends
+    return {
+        "threads": torch.get_num_threads(),
+        "dtype": torch.get_default_dtype(),
+        "device": torch.get_default_device(),
+        "deterministic": torch.get_deterministic_debug_mode(),
+        "filled": torch.utils.deterministic.fill_uninitialized_memory,
+        "matmul": torch.get_float32_matmul_precision(),
+        "tf32": (backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, backends.fp32_precision),
+        "mkldnn": (backends.mkldnn.enabled, backends.mkldnn.matmul.fp32_precision, backends.mkldnn.conv.fp32_precision),
+        "benchmark": backends.cudnn.benchmark,
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "grad": torch.is_grad_enabled(),
+        "denormal": float(torch.tensor(1e-40, dtype=torch.float32) * 0.5) > 0,
+    }
+
+
+@pytest.mark.parametrize(
+    "spoilt", [SPOILT, "\n    torch.set_default_dtype(torch.float64)\n", "\n    torch.set_default_device('meta')\n"]
+)
+def test_own_code_changes_no_setting_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: str) -> None:
+    """Promise 3: bits are those of the settings that the record names, whatever a person's code sets, and wherever."""
+    results, while_training = [], []
+    for name, spoil in (("quiet", "\n    pass\n"), ("loud", spoilt)):
+        folder = tmp_path / name
+        folder.mkdir()
+        text = OWN.replace('\n    "SPOILT"\n', spoil)
+        if spoilt != SPOILT:
+            # Once, when imported: what it makes itself after that is its own affair.
+            text = re.sub(r"^ +spoil\(\)\n", "", text, flags=re.MULTILINE)
+        (folder / "ownbits.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "ownbits", raising=False)
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        code = (str(folder),)
+        plain = experiment(
+            model={"kind": "ownbits:net"}, tasks={"kind": "ownbits:tasks", "count": 1}, grid={"alpha": [1e-3]}
+        )
+        chosen = search.building.resolve(plain, None, code)
+        sequence = build_sequence(chosen, 0, None, code)
+        run = Run(chosen, book := MemoryBook(), book, data=lambda _, task, of=sequence: of.sha256(task), workers=1)
+        # The worker is another process, and imports the code itself.
+        forget()
+        del sys.modules["ownbits"]
+
+        def spy(*arguments: Any, **named: Any) -> Any:
+            while_training.append(torch_settings())
+            return train(*arguments, **named)
+
+        monkeypatch.setattr(search.worker, "train", spy)
+        settings = WorkerSettings(str(tmp_path / f"tensors {name}"), None, "cpu", 1, code)
+        for _ in range(2):
+            job = run.next_job()
+            assert job is not None, run.stopped
+            result = perform(job, settings)
+            assert result.failure is None
+            results.append(result)
+            run.take(job.id, result)
+        assert run.finished, run.stopped
+        while_training.append(torch_settings())
+    assert all(found == while_training[0] for found in while_training)
+    assert while_training[0]["threads"] == 1
+    assert list(map(bits, results[0].cells)) == list(map(bits, results[2].cells))
+    assert bits(results[1].commit) == bits(results[3].commit)
+
+
+def test_what_ran_before_the_worker_changes_no_setting_either(single: Played) -> None:
+    torch.set_default_dtype(torch.float64)
+    perform(single.stack(0), single.settings)
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_caches_are_bounded(single: Played) -> None:

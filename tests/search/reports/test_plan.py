@@ -2,14 +2,52 @@
 
 import io
 import json
+import sys
 
 import pytest
 
+from search.building import forget
 from search.errors import BadInput
 from search.grid import cells
 from search.machine import cores
 from search.reports.plan import plan
 from search.tables import TABLES, print_table
+
+OWN = """
+import torch
+from torch import nn
+from clnp.tasks import Split, from_function
+
+class Net(nn.Module):
+    def __init__(self, width, classes):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.branch, self.relu = nn.Conv2d(width, width, 3, padding=1), nn.ReLU()
+        self.flatten, self.dense, self.output = nn.Flatten(), nn.Linear(64 * width, width), nn.Linear(width, classes)
+    def forward(self, x):
+        x = self.relu(self.norm(self.stem(x)))
+        x = self.flatten(self.relu(x + self.branch(x)))
+        return self.output(self.relu(self.dense(x)))
+
+def make(classes, width):
+    return Net(width, classes)
+
+def tasks(count, seed, validation):
+    def make(index, test):
+        return Split(torch.zeros(40, 1, 8, 8), torch.arange(40) % 3)
+    return from_function(make, count=count, seed=seed, validation=validation, classes=3)
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The folder of a network and of tasks of one's own."""
+    (tmp_path / "grownets.py").write_text(OWN)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    forget()
+    yield str(tmp_path)
+    sys.modules.pop("grownets", None)
+    forget()
 
 
 def test_every_cell_is_there_in_full(experiment):
@@ -48,10 +86,37 @@ def test_the_first_winner_as_the_later_grid(experiment):
 def test_the_disk_is_at_most_what_the_widths_say(experiment, head):
     disk = plan(experiment(head=head), "new", store=None)["disk"]
     network = 4 * (64 * 32 + 32 + 32 * 24 + 24 + 24 * 10 + 10)
-    assert disk["trial"] == network
-    assert disk["task"] == 4 * network
+    units, beside = 8 * (32 + 24), 200 * (6 * 3 + 2 + 1)
+    assert disk["trial"] == network + units + beside
+    assert disk["task"] == 4 * disk["trial"]
     heads = 2 * 4 * (24 * 10 + 10) if head == "multi" else 0
-    assert disk["commits"] == 2 * (network + heads)
+    assert disk["commits"] == 2 * (network + units + heads + 3 * beside)
+    assert disk["kept"] == disk["commits"] + 2 * 3 * disk["trial"]
+
+
+@pytest.mark.parametrize("head", ["single", "multi"])
+def test_the_disk_of_a_network_that_grows_is_that_of_the_last_task(experiment, head):
+    """Every group could grow before each task but the first."""
+    grows = plan(experiment(head=head, grow={"by": 0.25}), "new", store=None)
+    assert grows["units_at_most"] == {"hidden1": 32 + 2 * 8, "hidden2": 24 + 2 * 6}
+    wide = plan(experiment(head=head, model={"hidden": [48, 36]}), "new", store=None)
+    for key in ("trial", "task", "commits", "kept"):
+        # Biases alone are not counted to the last one.
+        assert wide["disk"][key] <= grows["disk"][key] <= 1.01 * wide["disk"][key]
+
+
+@pytest.mark.parametrize("head", ["single", "multi"])
+def test_the_growth_of_maps_and_branches_is_counted(experiment, own, head):
+    """Channels that are flattened, added and normed: as large as the network that is built so wide."""
+    own_kind = {"kind": "grownets:make"}
+    keys = {"tasks": {"kind": "grownets:tasks", "count": 3}, "grid": {"alpha": [0.001]}, "head": head}
+    small = experiment(**keys, model={**own_kind, "options": {"width": 20}}, grow={"by": 0.5})
+    grows = plan(small.with_code(own), "new", store=None)
+    assert set(grows["units_at_most"].values()) == {40}
+    large = experiment(**keys, model={**own_kind, "options": {"width": 40}})
+    wide = plan(large.with_code(own), "new", store=None)
+    for key in ("trial", "task", "commits", "kept"):
+        assert wide["disk"][key] <= grows["disk"][key] <= 1.01 * wide["disk"][key]
 
 
 def test_what_the_database_holds_of_that_name(store, experiment, simulate):
@@ -111,4 +176,23 @@ def test_growth_is_told(experiment):
     assert report["grow"] == {"by": 0.25, "below": 3}
     console = io.StringIO()
     print_table(TABLES["plan"](report), console)
-    assert "by 25 % of its first width, of a group with fewer than 3 free" in console.getvalue()
+    wanted = "by 25 % of its first width, of a group with fewer than 3 free: at most 48 + 36 units at the end"
+    assert wanted in console.getvalue()
+    deep = experiment(grow={"by": 10}, model={"hidden": [20] * 30}, grid={"alpha": [0.001]})
+    console = io.StringIO()
+    print_table(TABLES["plan"](plan(deep, "new", store=None)), console)
+    assert (
+        "by 10 units, of a group with fewer than 1 free: at most 1,200 units in 30 groups at the" in console.getvalue()
+    )
+
+
+def test_what_has_grown_is_counted_as_it_is(store, experiment, simulate):
+    """Growth may change between attempts: what the first ones added stays."""
+    count = {"tasks": {"count": 4}, "replicas": 1}
+    few = experiment(**count, grow={"by": 50, "below": 1000})
+    simulate(few, stop_after=11)
+    assert store.history("made-up").openings[0, 1].widths == (82, 74)
+    assert (0, 2) not in store.history("made-up").openings
+    for grow, most in (({"by": 3}, (88, 80)), (None, (82, 74)), ({"by": 50}, (182, 174))):
+        report = plan(experiment(**count, grow=grow), "made-up", store=store)
+        assert tuple(report["units_at_most"].values()) == most

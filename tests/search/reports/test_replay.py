@@ -1,11 +1,13 @@
 """The rule at another margin, reported."""
 
+import io
 import json
 
 import pytest
 
 from search.errors import BadInput
 from search.reports.replay import replay
+from search.tables import TABLES, print_table
 
 
 def test_at_the_same_margin_everything_is_the_same(finished):
@@ -37,6 +39,18 @@ def test_what_would_be_picked_is_of_the_records(finished):
 def test_a_margin_that_is_none_is_refused(store, margin):
     with pytest.raises(BadInput, match="--margin"):
         replay(store, "made-up", margin)
+
+
+def test_a_run_without_a_commit_says_so(store, experiment, simulate):
+    simulate(experiment(), stop_after=2)
+    report = replay(store, "made-up", "1")
+    assert [replica["tasks"] for replica in report["replicas"]] == [[], []]
+    stream = io.StringIO()
+    print_table(TABLES["replay"](report), stream)
+    text = stream.getvalue()
+    assert text.count("no task is committed yet; status made-up says how far it is") == 2
+    assert "would be" not in text
+    assert "cost" not in text
 
 
 def test_the_report_is_json(finished):

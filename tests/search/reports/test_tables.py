@@ -13,6 +13,7 @@ from search.reports.replay import replay
 from search.reports.show import show
 from search.reports.status import status
 from search.tables import TABLES, print_table
+from search.tables.common import alpha_cells, alpha_columns, unit_cells, unit_columns
 
 FINGERPRINT = re.compile("[0-9a-f]{64}")
 
@@ -89,6 +90,26 @@ def test_a_network_of_many_groups_is_summed_up(store, experiment, simulate):
     assert "0.001 – 0.021" in printed(TABLES["plan"](made["plan"]))
     free = sum(made["final"]["replicas"][0]["tasks"][-1]["free"].values())
     assert f"{free} of 800" in printed(TABLES["status"](made["status"]))
+
+
+def test_long_names_are_summed_up_as_many_are():
+    """Names of one's own modules: a column each would go far past 80."""
+    group = "encoder.blocks.stage_1.attention.projection"
+    assert unit_columns(["hidden1", "hidden2"], "new") == [">hidden1\nnew", ">hidden2\nnew"]
+    assert unit_columns([group], "new") == [">units\nnew"]
+    assert unit_cells({group: 3, "b": 4}) == ["7"], "as under one header"
+    alpha = {"alpha": {group: 0.1, "output": 0.2}}
+    assert alpha_columns([alpha]) == [">\nα"]
+    assert alpha_cells(alpha, [">\nα"]) == ["0.1 – 0.2"]
+
+
+def test_a_plan_folds_layers_of_long_names(experiment):
+    report = plan(experiment(), "new", store=None)
+    assert "hidden1" in printed(TABLES["plan"](report))
+    report["layers"] = [f"encoder.blocks.{name}.attention.projection" for name in report["layers"]]
+    text = printed(TABLES["plan"](report))
+    assert "attention" not in text
+    assert "0.01 – 0.03" in text
 
 
 def test_show_tells_units_and_weights_by_class(reports):
