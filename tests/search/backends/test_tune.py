@@ -137,16 +137,22 @@ def test_a_worker_that_dies_loses_its_job_alone(
 
 
 def test_a_job_that_raises_is_lost_with_its_reason(
-    tune: Tune, small: Small, new_run: NewRun, capfd: pytest.CaptureFixture[str]
+    tune: Tune, small: Small, new_run: NewRun, artifacts: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The network is too large for any memory."""
-    experiment = small(model={"hidden": [10**12]}, grid={"alpha": [1e-3], "learning_rate": [1e-3]}, retries=0)
+    """Nothing can be written where the artifacts belong."""
+    experiment = small(grid={"alpha": [1e-3], "learning_rate": [1e-3]}, retries=0)
     run = new_run(experiment, book := MemoryBook(), workers=2)
-    tune.execute(run)
+    aside = artifacts.rename(artifacts.with_name("aside"))
+    artifacts.symlink_to("/proc")
+    try:
+        tune.execute(run)
+    finally:
+        artifacts.unlink()
+        aside.rename(artifacts)
     assert isinstance(run.stopped, Unavailable)
     assert len(book.losses) == 1
-    assert book.losses[0].note.startswith("RuntimeError: ")
-    assert "memory" in book.losses[0].note
+    assert book.losses[0].note.startswith("search.errors.Unavailable: ")
+    assert str(artifacts) in book.losses[0].note
     assert capfd.readouterr() == ("", "")
 
 
