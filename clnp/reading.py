@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from clnp.errors import UnsupportedNetwork
 from clnp.graph import INPUT, Add, Graph, Group, Layer, Node, Norm, Plain
-from clnp.tracing import trace
+from clnp.tracing import DROPOUT, arguments, trace
 
 __all__ = ["read_graph"]
 
@@ -46,7 +46,7 @@ _FUNCTIONS: dict[Callable[..., Any], tuple[type[nn.Module], tuple[str, ...]]] = 
     ),
     functional.avg_pool2d: (nn.AvgPool2d, _PLAIN[nn.AvgPool2d]),
     functional.adaptive_avg_pool2d: (nn.AdaptiveAvgPool2d, ("output_size",)),
-    functional.dropout: (nn.Dropout, ("p", "training", "inplace")),
+    functional.dropout: (nn.Dropout, DROPOUT),
     torch.flatten: (nn.Flatten, ("start_dim", "end_dim")),
 }
 """The functions that stand for such a module, and their arguments after the first."""
@@ -157,7 +157,7 @@ class _Reader:
         if node.op == "call_method":
             return str(node.target).endswith("_")
         if callable(node.target) and node.target in _FUNCTIONS:
-            return bool(_arguments(node, _FUNCTIONS[node.target][1]).get("inplace", False))
+            return bool(arguments(node, _FUNCTIONS[node.target][1]).get("inplace", False))
         return node.target is operator.iadd
 
     def _inputs(self, where: str, node: fx.Node, count: int) -> tuple[int, ...]:
@@ -291,18 +291,18 @@ class _Reader:
                 f"{where} is given {', '.join(surplus)}; beside its input, which comes first and without a name, it "
                 f"takes {', '.join(names) or 'nothing'}"
             )
-        arguments = _arguments(node, names)
-        arguments.pop("inplace", None)
+        given = arguments(node, names)
+        given.pop("inplace", None)
         if kind is nn.Flatten:
-            arguments.setdefault("start_dim", 0)  # torch.flatten's default is not the module's
+            given.setdefault("start_dim", 0)  # torch.flatten's default is not the module's
         if kind is nn.Dropout:
-            arguments.setdefault("p", 0.5)
-            if not arguments.pop("training", True):
-                kind, arguments = nn.Identity, {}
-        for key, value in arguments.items():
+            given.setdefault("p", 0.5)
+            if not given.pop("training", True):
+                kind, given = nn.Identity, {}
+        for key, value in given.items():
             if isinstance(value, fx.Node):
                 raise UnsupportedNetwork(f"{where} takes its {key} from the samples; give a number")
-        return self._plain(where, node, kind, arguments)
+        return self._plain(where, node, kind, given)
 
     def _plain(self, where: str, node: fx.Node, kind: type[nn.Module], arguments: dict[str, Any]) -> int:
         inputs = self._inputs(where, node, 1)
@@ -426,11 +426,6 @@ class _Reader:
                 f"the logits of {node.name!r} are read by a layer of the network too; give the head no other reader"
             )
         return node.op
-
-
-def _arguments(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
-    """By name what a function is called with, its input left out."""
-    return {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
 
 
 _AFTER_HEAD = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Identity)

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from clnp.errors import UnsupportedNetwork
 
-__all__ = ["dropout_arguments", "trace"]
+__all__ = ["DROPOUT", "arguments", "trace"]
 
 
 def trace(module: nn.Module) -> fx.Graph:
@@ -31,7 +31,7 @@ def trace(module: nn.Module) -> fx.Graph:
                 f"evaluation mode, or with other numbers; what was scored would not be what was trained: let both do "
                 f"the same"
             )
-        if again.target is functional.dropout and dropout_arguments(again).get("training", True):
+        if again.target is functional.dropout and arguments(again, DROPOUT).get("training", True):
             raise UnsupportedNetwork(
                 f"{again.name!r}, a call of dropout(), drops features in evaluation mode too; give it "
                 f"training=self.training"
@@ -39,15 +39,19 @@ def trace(module: nn.Module) -> fx.Graph:
     return graph
 
 
-def dropout_arguments(node: fx.Node) -> dict[str, Any]:
-    """By name what functional.dropout is called with, its input left out."""
-    return {**dict(zip(("p", "training", "inplace"), node.args[1:], strict=False)), **node.kwargs}
+DROPOUT = ("p", "training", "inplace")
+"""What functional.dropout takes beside its input."""
+
+
+def arguments(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+    """By name what a function is called with, its input left out."""
+    return {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
 
 
 def _step(node: fx.Node) -> tuple[object, ...]:
     """What a node does; but for a dropout, whose mode is what differs."""
     if node.target is functional.dropout:
-        given = {name: value for name, value in dropout_arguments(node).items() if name != "training"}
+        given = {name: value for name, value in arguments(node, DROPOUT).items() if name != "training"}
         return node.op, node.target, repr(node.args[:1]), repr(sorted(given.items()))
     return node.op, node.target, repr(node.args), repr(node.kwargs)
 

@@ -112,9 +112,7 @@ class Tasks(Section):
     @field_validator("options")
     @classmethod
     def _options_of_own(cls, options: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
-        if "kind" in info.data and not is_own(info.data["kind"]):
-            _refuse_given(options, "it belongs to a function of your own (kind: module:function)")
-        return options
+        return _of_own(options, info)
 
 
 class Model(Section):
@@ -169,9 +167,13 @@ class Model(Section):
     @field_validator("options")
     @classmethod
     def _options_of_own(cls, options: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
-        if "kind" in info.data and not is_own(info.data["kind"]):
-            _refuse_given(options, "it belongs to a function of your own (kind: module:function)")
-        return options
+        return _of_own(options, info)
+
+
+def _of_own(options: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
+    if "kind" in info.data and not is_own(info.data["kind"]):
+        _refuse_given(options, "it belongs to a function of your own (kind: module:function)")
+    return options
 
 
 def _refuse_given(value: object, why: str) -> None:

@@ -255,3 +255,17 @@ def test_one_severed_weight_of_any_kind_shows_at_full_width(make_any, kind, head
                 assert torch.equal(logits(subnetwork(uncut, 0), x), before)
                 found += full_width_difference(uncut, x, 0) > 1e-5
     assert found > 3, "too few cuts that show: a unit before or behind them may be silent, but not nearly all"
+
+
+@pytest.mark.parametrize("head", ["single", "multi"])
+def test_rounding_is_told_from_a_missing_cut_in_float64(make_network, monkeypatch, head):
+    """Promise 1: what float32 alone cannot tell apart is answered again, and severed weights still show."""
+    network = make_network((40, 30), head=head, committed=2)
+    x = torch.randn(20, 5)
+    assert 0 < full_width_difference(network, x, 0) < 1e-5, "rounding is what is looked at"
+    monkeypatch.setattr(evaluation, "_TOLERANCE", 1e-12)
+    assert full_width_agrees(network, x, 0)
+    layer = network.layers[1]
+    old, later = network.owner(layer.group) == 0, network.owner(layer.source) == 1
+    network.weights(layer).weight.masked_fill_(old.unsqueeze(1) & later, 1e-7)
+    assert not full_width_agrees(network, x, 0)

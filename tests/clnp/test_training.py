@@ -629,8 +629,10 @@ def test_a_map_has_a_variance_in_one_sample():
 
 
 def test_without_a_batchnorm_a_batch_of_one_sample_is_a_batch():
-    check_batches(Network(mlp(6, [5], 3)), (6,), 33, 16)
-    check_batches(Network(mlp(6, [5], 3)), (6,), 33, 1)
+    network, data = open_task(Network(mlp(6, [5], 3)), seed=0), labelled((6,), 33)
+    for batch_size in (16, 1):
+        check_batches(network, (6,), 33, batch_size)
+        assert train(network, data, data, [member(layers=2)], Settings(1, batch_size), seed=0)[0].diverged is None
 
 
 # Refusals
