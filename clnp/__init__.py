@@ -8,11 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clnp.activity import mean_activity
+    from clnp.activity import by_layer, mean_activity
     from clnp.commit import fingerprint, restore
     from clnp.diagnostics import diagnose
     from clnp.errors import Damaged, DataUnavailable, Diverged, NothingToCommit, UnsupportedNetwork
     from clnp.evaluation import count_correct, logits
+    from clnp.finetuning import fine_tune
     from clnp.forgetting import Choice, Pick, Point, Trial, choose
     from clnp.growth import grow
     from clnp.models import mlp, split_cifar_narrow, split_cifar_wide
@@ -36,11 +37,13 @@ __all__ = [
     "Trained",
     "Trial",
     "UnsupportedNetwork",
+    "by_layer",
     "choose",
     "claims_at",
     "count_correct",
     "curve",
     "diagnose",
+    "fine_tune",
     "fingerprint",
     "grow",
     "logits",
@@ -59,11 +62,12 @@ NUMERICS = 1
 """Counted up by every change after which the same seed gives other bits; records say which they were made with."""
 
 _HOME = {
-    "activity": ["mean_activity"],
+    "activity": ["by_layer", "mean_activity"],
     "commit": ["fingerprint", "restore"],
     "diagnostics": ["diagnose"],
     "errors": ["Damaged", "DataUnavailable", "Diverged", "NothingToCommit", "UnsupportedNetwork"],
     "evaluation": ["count_correct", "logits"],
+    "finetuning": ["fine_tune"],
     "forgetting": ["Choice", "Pick", "Point", "Trial", "choose"],
     "growth": ["grow"],
     "models": ["mlp", "split_cifar_narrow", "split_cifar_wide"],

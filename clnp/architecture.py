@@ -22,6 +22,7 @@ from clnp.tasks.transform import Transform
 __all__ = ["as_safetensors", "read_safetensors"]
 
 _VERSION = 1
+_WITH_INVERSION = 2  # what has inverted features is another version: a program that knows the first alone refuses it
 _LARGEST = 2**31 - 1
 
 
@@ -256,7 +257,8 @@ def _supported() -> str:
 
 
 _METADATA = "architecture"
-_FIELDS = ("version", "shape", "classes", "dtype", "nodes", "output")
+_FIRST_FIELDS = ("version", "shape", "classes", "dtype", "nodes", "output")
+_FIELDS = {_VERSION: _FIRST_FIELDS, _WITH_INVERSION: (*_FIRST_FIELDS, "inverted")}
 _NODE = ("name", "kind", "arguments", "inputs")
 
 
@@ -276,6 +278,8 @@ def as_safetensors(exported: Exported, classes: int) -> bytes:
         "nodes": [{name: getattr(node, name) for name in _NODE} for node in nodes],
         "output": output,
     }
+    if exported.transform.inverted:
+        architecture |= {"version": _WITH_INVERSION, "inverted": True}
     # Cloned, since the format refuses tensors that share memory: a module that is called twice is written twice.
     tensors = {name: value.detach().contiguous().clone() for name, value in state.items()}
     data: bytes = safetensors.torch.save(tensors, metadata={_METADATA: json.dumps(architecture, allow_nan=False)})
@@ -334,7 +338,8 @@ def _rebuild(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Expo
         node.module.load_state_dict({name: tensors[prefix + name] for name in node.module.state_dict()}, assign=True)
     subnetwork = _Steps(list(nodes.values()), found["output"]).requires_grad_(False)
     try:
-        transform = Transform(tensors.get("transform.permutation"), float(tensors["transform.scale"]), shape)
+        permutation, scale = tensors.get("transform.permutation"), float(tensors["transform.scale"])
+        transform = Transform(permutation, scale, shape, found.get("inverted", False))
     except ValueError as error:
         raise _Wrong(f"its transform cannot be: {error}") from error
     return Exported(transform, subnetwork)
@@ -349,15 +354,16 @@ def _architecture(metadata: Mapping[str, str]) -> dict[str, Any]:
         raise _Wrong(f"its architecture is not JSON: {error}") from error
     if not isinstance(found, dict) or "version" not in found:
         raise _Wrong("its architecture has no version")
-    if type(found["version"]) is not int or found["version"] != _VERSION:
+    if type(found["version"]) is not int or found["version"] not in _FIELDS:
         raise _Wrong(
-            f"its architecture has version {found['version']!r} and this program reads {_VERSION}; "
-            "read it with the version of clnp-search that wrote it"
+            f"its architecture has version {found['version']!r} and this program reads "
+            f"{' and '.join(map(str, _FIELDS))}; read it with the version of clnp-search that wrote it"
         )
-    if set(found) != set(_FIELDS):
-        raise _Wrong(f"its architecture has the fields {sorted(found)}, not {sorted(_FIELDS)}")
+    fields = _FIELDS[found["version"]]
+    if set(found) != set(fields):
+        raise _Wrong(f"its architecture has the fields {sorted(found)}, not {sorted(fields)}")
     for name, holds in _FIELD_CHECKS.items():
-        if not holds(found[name]):
+        if name in fields and not holds(found[name]):
             raise _Wrong(f"its architecture has {name} {found[name]!r}")
     return found
 
@@ -368,6 +374,7 @@ _FIELD_CHECKS: dict[str, Check] = {
     "dtype": _literal(*DTYPES),
     "nodes": lambda value: isinstance(value, list) and len(value) > 0,
     "output": lambda value: isinstance(value, str),
+    "inverted": _flag,
 }
 
 

@@ -57,6 +57,7 @@ class _Transform(nn.Module):
     def __init__(self, transform: Transform) -> None:
         super().__init__()
         self.shape = tuple(transform.shape)
+        self.inverted = transform.inverted
         self.permutation: Tensor | None
         self.scale: Tensor
         self.register_buffer("permutation", None if transform.permutation is None else transform.permutation.clone())
@@ -71,6 +72,8 @@ class _Transform(nn.Module):
         x = raw.to(self.scale)
         if self.permutation is not None:
             x = x.flatten(1).index_select(1, self.permutation)
+        if self.inverted:
+            x = self.scale - x
         return (x / self.scale).reshape(raw.shape[0], *self.shape)
 
 

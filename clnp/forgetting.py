@@ -8,7 +8,20 @@ from typing import Literal
 
 from clnp.errors import Damaged, NothingToCommit
 
-__all__ = ["Choice", "Pick", "Point", "Sparsity", "Trial", "choose", "needed"]
+__all__ = [
+    "Choice",
+    "Pick",
+    "Point",
+    "Shortlist",
+    "Sparsity",
+    "Trial",
+    "choose",
+    "needed",
+    "shortlist",
+    "size",
+    "sparsest",
+    "sparsest_point",
+]
 
 Sparsity = Literal["units", "weights"]
 """What "highest sparsity" means: the fewest new units, or the most weights into units that are still free."""
@@ -48,10 +61,35 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """A candidate at its largest threshold within the margin."""
+    """A candidate at the point that the rule prunes it to: of the margin rule the largest threshold within the margin.
+
+    Attributes:
+        exceeds: Places of the hidden groups of which the point claims more than the budget; without one none.
+    """
 
     index: int
     point: Point
+    exceeds: tuple[int, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether every group's new units are within the budget, or there is none."""
+        return not self.exceeds
+
+
+@dataclass(frozen=True, slots=True)
+class Shortlist:
+    """What the rules share: the cut line, and who reaches it.
+
+    Attributes:
+        best: Right answers of the best unpruned trial of the whole grid.
+        needed: The cut line: the fewest right answers within the margin of ``best``.
+        candidates: The trials that reach it unpruned, in grid order.
+    """
+
+    best: int
+    needed: int
+    candidates: tuple[Trial, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +100,7 @@ class Choice:
         best: Right answers of the best unpruned trial of the whole grid.
         needed: The cut line: the fewest right answers within the margin of ``best``.
         picks: One a candidate, in grid order.
-        winner: The sparsest of them.
+        winner: The sparsest of them; under a budget the most accurate of those that fit it.
     """
 
     best: int
@@ -74,6 +112,11 @@ class Choice:
     def candidates(self) -> tuple[int, ...]:
         """The indices of the trials within the margin, unpruned, in grid order."""
         return tuple(pick.index for pick in self.picks)
+
+    @property
+    def exceeds(self) -> tuple[int, ...]:
+        """Places of the hidden groups whose budget the winner exceeds."""
+        return self.winner.exceeds
 
 
 def needed(best: int, total: int, margin: Fraction) -> int:
@@ -118,8 +161,18 @@ def choose(
         Damaged: A candidate's staircase has no point at the cut line, so it is not that trial's.
         ValueError: ``margin`` or ``sparsity`` is not one of those above.
     """
-    if sparsity not in ("units", "weights"):
-        raise ValueError(f'sparsity is {sparsity!r}; it can be "units" or "weights"')
+    found = shortlist(trials, total=total, majority=majority, margin=margin)
+    picks = tuple(Pick(trial.index, sparsest_point(trial, found.needed)) for trial in found.candidates)
+    return Choice(found.best, found.needed, picks, sparsest(picks, sparsity))
+
+
+def shortlist(trials: Sequence[Trial], *, total: int, majority: int, margin: Fraction) -> Shortlist:
+    """The cut line and the candidates of a task, Sec. 2.2; the arguments are those of :func:`choose`.
+
+    Raises:
+        NothingToCommit: Every trial diverged, or the best is no better than naming the most frequent class.
+        ValueError: ``margin`` is not from 0 to 100.
+    """
     if not trials:
         raise NothingToCommit("every trial of the task diverged; lower the learning rates or α")
     best = max(trial.unpruned for trial in trials)
@@ -130,18 +183,35 @@ def choose(
         )
     line = needed(best, total, margin)
     candidates = sorted((trial for trial in trials if trial.unpruned >= line), key=lambda trial: trial.index)
-    picks = tuple(Pick(trial.index, _sparsest(trial, line)) for trial in candidates)
-
-    def rank(pick: Pick) -> tuple[int, int, int]:
-        point = pick.point
-        size = sum(point.claimed) if sparsity == "units" else -point.free_weights
-        return size, -point.correct, pick.index
-
-    return Choice(best, line, picks, min(picks, key=rank))
+    return Shortlist(best, line, tuple(candidates))
 
 
-def _sparsest(trial: Trial, line: int) -> Point:
-    """The point of the highest threshold that reaches the cut line."""
+def sparsest(picks: Sequence[Pick], sparsity: Sparsity) -> Pick:
+    """The sparsest pick; ties go to the more accurate, then to the earlier grid point.
+
+    Raises:
+        ValueError: ``sparsity`` is neither ``"units"`` nor ``"weights"``, or there is no pick.
+    """
+    return min(picks, key=lambda pick: (size(pick.point, sparsity), -pick.point.correct, pick.index))
+
+
+def size(point: Point, sparsity: Sparsity) -> int:
+    """A number that is the smaller, the sparser a point is: its new units, or the weights left free, negative.
+
+    Raises:
+        ValueError: ``sparsity`` is neither ``"units"`` nor ``"weights"``.
+    """
+    if sparsity not in ("units", "weights"):
+        raise ValueError(f'sparsity is {sparsity!r}; it can be "units" or "weights"')
+    return sum(point.claimed) if sparsity == "units" else -point.free_weights
+
+
+def sparsest_point(trial: Trial, line: int) -> Point:
+    """The point of the highest threshold that reaches the cut line.
+
+    Raises:
+        Damaged: There is none, so the staircase is not that trial's.
+    """
     for point in reversed(trial.staircase):
         if point.correct >= line:
             return point

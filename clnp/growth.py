@@ -10,7 +10,7 @@ from clnp.graph import Graph, Group, Layer, Node, Norm
 from clnp.network import Network
 from clnp.ownership import norm_entries
 
-__all__ = ["grow", "widths"]
+__all__ = ["grow", "resized", "widths"]
 
 
 def widths(network: Network) -> tuple[int, ...]:
@@ -39,7 +39,7 @@ def grow(network: Network, extra: Mapping[str, int]) -> Network:
         if not isinstance(units, int) or isinstance(units, bool) or units < 0:
             raise ValueError(f"{name} would grow by {units!r} units; give a whole number, at least 0")
     grown = network.copy()
-    grown.widen(_widened(network.graph, extra))
+    grown.widen(resized(network.graph, extra))
     with torch.no_grad():
         for old, new in zip(network.layers, grown.layers, strict=True):
             tasks = range(network.task + 1) if network.head == "multi" and old == network.output else [None]
@@ -62,7 +62,9 @@ def _put(old: Tensor | None, new: Tensor | None) -> None:
         new[tuple(slice(size) for size in old.shape)] = old
 
 
-def _widened(graph: Graph, extra: Mapping[str, int]) -> Graph:
+def resized(graph: Graph, extra: Mapping[str, int]) -> Graph:
+    """The graph with so many units more, or fewer, in each hidden group by its name."""
+
     def op(node: Node) -> Node:
         found = node.op
         if isinstance(found, Layer):

@@ -38,7 +38,7 @@ class _Entry:
 class Optimizer(ABC):
     """Moves a stack along its gradients, each member at its own learning rate and with its own α a layer.
 
-    L1 (Sec. 2.2) acts on weights, not on biases: ``alpha · sign(w)`` is added straight to the gradient. Its state is
+    L1 (Sec. 2.2) acts on what ``alpha`` names: ``alpha · sign(w)`` is added straight to the gradient. Its state is
     zero when it is made, so one optimizer serves one task.
 
     Args:
@@ -118,8 +118,8 @@ class AdamW(Adam):
     ) -> None:
         super().__init__(stack, alpha, rate)
         self.weight_decay = weight_decay
-        # By the names of alpha, which has every layer's weight.
-        self._decayed = frozenset(alpha)
+        # Weights have inputs; alpha may name a BatchNorm's entries too.
+        self._decayed = frozenset(name for name, value in stack.parameters.items() if value.dim() > 2)
 
     def _update(self, name: str, entry: _Entry, gradient: Tensor) -> Tensor:
         update = super()._update(name, entry, gradient)

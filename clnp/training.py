@@ -55,6 +55,8 @@ class Settings:
         optimizer: ``"adam"``, ``"adamw"`` or ``"sgd"``.
         momentum: Of SGD.
         weight_decay: Of AdamW: decoupled, and on free weights only.
+        norm_alpha: The L1 coefficient of free BatchNorm channels' scales and shifts. A BatchNorm undoes the scale of
+            the weights before it, so that L1 on these alone hardly lets a channel fall silent.
         early_stopping: Keep a member's first best validation epoch, whole, instead of its last.
         patience: With early stopping, how many epochs a member may go without a better one before it ends.
 
@@ -67,6 +69,7 @@ class Settings:
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     momentum: float = 0.0
     weight_decay: float = 0.0
+    norm_alpha: float = 0.0
     early_stopping: bool = False
     patience: int | None = None
 
@@ -88,6 +91,8 @@ class Settings:
             raise ValueError(
                 f'weight_decay is {self.weight_decay}, but {self.optimizer} has none; use optimizer "adamw" or drop it'
             )
+        if not (math.isfinite(self.norm_alpha) and self.norm_alpha >= 0):
+            raise ValueError(f"norm_alpha is {self.norm_alpha}; it must be finite and at least 0")
         if self.patience is not None and not self.early_stopping:
             raise ValueError(f"patience is {self.patience} without early_stopping; turn early_stopping on or drop it")
 
@@ -173,12 +178,14 @@ def train(
     settings: Settings,
     *,
     seed: int,
+    stage: int = 0,
     on_epoch: Callable[[int, tuple[int, ...]], None] | None = None,
 ) -> list[Trained]:
     """Train every member on the open task. One path for any number of members; they only share their batches.
 
-    Minimises each member's mean cross-entropy plus ``alpha · |w|₁`` over its free weights. The order of the samples is
-    drawn from seed and task alone. A member that stops being finite has diverged; it changes no other member by a bit.
+    Minimises each member's mean cross-entropy plus ``alpha · |w|₁`` over its free weights, and ``norm_alpha`` times
+    that of its free BatchNorm channels' scales and shifts. The order of the samples is drawn from seed, task and stage
+    alone. A member that stops being finite has diverged; it changes no other member by a bit.
 
     Args:
         network: An opened network, see :func:`open_task`. It is not changed.
@@ -187,6 +194,7 @@ def train(
         members: One a cell of the stack.
         settings: How they are trained.
         seed: Of the replica.
+        stage: 0 for a task's first training; another for each later one, whose samples come in another order.
         on_epoch: Called after every epoch with its number, from 1, and each member's right answers (0 once it has
             diverged).
 
@@ -203,9 +211,10 @@ def train(
     train, validation = (s.to(network.device, network.dtype) for s in (train, validation))
     stack = Stack(network, len(members))
     optimizer = _optimizer(network, stack, members, settings)
-    order = generator(seed, "order", network.task)
+    place = (network.task, stage) if stage else (network.task,)
+    order = generator(seed, "order", *place)
     noise = torch.Generator(network.device)
-    noise.manual_seed(generator(seed, "dropout", network.task).initial_seed())
+    noise.manual_seed(generator(seed, "dropout", *place).initial_seed())
     courses = [_Course(settings) for _ in members]
     for epoch in range(1, settings.epochs + 1):
         permutation = torch.randperm(len(train), generator=order).to(network.device)
@@ -287,6 +296,8 @@ def _score(stack: Stack, split: Split) -> tuple[Tensor, Tensor]:
 
 def _optimizer(network: Network, stack: Stack, members: Sequence[Member], settings: Settings) -> Optimizer:
     alpha = {f"{layer.name}.weight": [m.alpha[i] for m in members] for i, layer in enumerate(network.layers)}
+    for norm in network.norms:
+        alpha |= {f"{norm.name}.{kind}": [settings.norm_alpha] * len(members) for kind in ("weight", "bias")}
     rate = [member.learning_rate for member in members]
     if settings.optimizer == "adam":
         return Adam(stack, alpha, rate)

@@ -14,7 +14,8 @@ from clnp.tensors import decode
 from search.artifacts import Artifacts
 from search.book import place
 from search.building import build_network, build_sequence, data_sha256, grown
-from search.decisions import losers, pick_winner
+from search.checks import unsound_rounds
+from search.decisions import exceeded, losers, pick_winner
 from search.errors import BadInput, Damage
 from search.names import study_name
 from search.own_code import folders
@@ -22,7 +23,7 @@ from search.records import CommitRecord, Score
 from search.replay import recorded_cells
 from search.reports.common import Known, Report, read_run
 from search.store import Store
-from search.text import plural
+from search.text import group_list, plural
 from search.worker import WorkerSettings, configure, device_name
 
 __all__ = ["verify"]
@@ -93,7 +94,7 @@ class _Audit:
         for record in commits:
             self._note(f"{place(replica, record.task)} of {self._known.experiment.tasks.count}")
             self._check_data(record, sequence)
-            self._check_rule(record)
+            self._check_rule(record, commits)
             try:
                 network = grown(network, record.widths)
                 restore(network, decode(self._artifacts.get(record.artifact)))
@@ -148,6 +149,9 @@ class _Audit:
         for (replica, task), cells in sorted(self._known.history.cells.items()):
             commit = self._known.history.commits.get((replica, task))
             gone = set() if commit is None else set(losers(self._known.experiment.keep, cells, commit))
+            # What was given up stays so, whatever the run keeps now.
+            dropped = {index for index in cells if (replica, task, index) in self._known.history.dropped}
+            gone |= {artifact for index in dropped if (artifact := cells[index].artifact) is not None}
             recovery = self._of_open_task(replica, task) if commit is None else _OF_COMMITTED_TASK
             for index, record in sorted(cells.items()):
                 if record.artifact and record.artifact not in gone:
@@ -175,24 +179,41 @@ class _Audit:
                 f"and was {opening.data} when the task opened"
             )
 
-    def _check_rule(self, record: CommitRecord) -> None:
-        """The winner must follow from the records (Promise 4)."""
+    def _check_rule(self, record: CommitRecord, commits: list[CommitRecord]) -> None:
+        """The winner must follow from the records (Promise 4), and so what it exceeds of a budget; and what was
+        committed from it."""
         experiment, where = self._known.experiment, place(record.replica, record.task)
+        self._check_rounds(record, where)
         try:
             cells = recorded_cells(self._known.history, record, self._known.row.name)
         except Damage as error:
             self._problems.append(str(error))
             return
         try:
-            winner = pick_winner(cells, experiment.margin(record.task), experiment.rule.sparsity).winner
+            choice = pick_winner(experiment, cells, earlier=commits[: record.task], widths=record.widths)
         except (Damaged, NothingToCommit) as error:
             self._problems.append(f"{where}: the records do not explain the commit: {error}")
             return
+        winner, over = choice.winner, exceeded(experiment, choice)
         if (winner.index, winner.point) != (record.winner.index, record.point):
             self._problems.append(
                 f"{where}: the records give cell {winner.index} at θ={winner.point.theta}, but committed is cell "
                 f"{record.winner.index} at θ={record.point.theta}"
             )
+        elif over != record.over_budget:
+            self._problems.append(
+                f"{where}: by the records it is over budget in {group_list(over) or 'no group'}, but recorded is "
+                f"{group_list(record.over_budget) or 'no group'}"
+            )
+
+    def _check_rounds(self, record: CommitRecord, where: str) -> None:
+        """What was committed is what the last round of fine-tuning kept, or the rule's point (Promise 2)."""
+        asked = self._known.experiment.of(record.task).fine_tuning
+        problem = unsound_rounds(record, 0 if asked is None else asked.rounds)
+        if problem is None and record.validation.correct != (scored := (record.rounds or (record.point,))[-1].correct):
+            problem = f"{record.validation.correct} right answers were recorded where {scored} were scored"
+        if problem is not None:
+            self._problems.append(f"{where}: {problem}")
 
     def _check_fingerprints(self, record: CommitRecord, network: Network, commits: list[CommitRecord]) -> None:
         for earlier, recorded in zip(commits, record.fingerprints, strict=False):

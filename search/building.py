@@ -1,5 +1,6 @@
 """From an experiment to what a worker holds: its network, its tasks, and the network as the last commit left it."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
@@ -13,7 +14,7 @@ from clnp.graph import Layer, Node, Plain
 from clnp.growth import grow
 from clnp.models import mlp, split_cifar_narrow, split_cifar_wide
 from clnp.network import Head, Network
-from clnp.tasks import dataset_sha256, permuted, split, validation_count
+from clnp.tasks import dataset_sha256, permuted, split, split_cifar, validation_count, views
 from clnp.tasks.task import Sequence as Tasks
 from clnp.tasks.task import Task
 from clnp.tensors import decode
@@ -65,10 +66,10 @@ def resolve(experiment: Experiment, data_dir: str | None = None, code: Sequence[
         train, validation = len(first.train), len(first.validation)
         trained = {train}
     else:
-        sizes = experiment.task_sizes
-        shape, classes = sizes[0].shape, sizes[0].classes
-        trains = [one.train - validation_count(experiment.validation, one.train) for one in sizes]
-        train, validation, trained = trains[0], sizes[0].train - trains[0], set(trains)
+        first_sizes = experiment.task_sizes(0)[0]
+        shape, classes = first_sizes.shape, first_sizes.classes
+        validation = validation_count(experiment.validation, first_sizes.train)
+        train, trained = first_sizes.train - validation, _trained(experiment)
     network = _network(experiment.model.model_dump_json(), shape, classes, experiment.head, tuple(code))
     where = f"model.kind: {experiment.model.kind}"
     try:
@@ -85,6 +86,13 @@ def resolve(experiment: Experiment, data_dir: str | None = None, code: Sequence[
         except ValueError as error:
             raise BadInput(f"training.batch_size: {error}") from error
     return experiment.with_outline(_outline(network, shape, classes, train, validation))
+
+
+def _trained(experiment: Experiment) -> set[int]:
+    """How many samples the training splits have, of any task of any replica."""
+    replicas = range(experiment.replicas) if experiment.tasks.order == "shuffled" else (0,)
+    found = {sizes.train for replica in replicas for sizes in experiment.task_sizes(replica)}
+    return {samples - validation_count(experiment.validation, samples) for samples in found}
 
 
 def build_network(experiment: Experiment, code: Sequence[str] = ()) -> Network:
@@ -126,20 +134,29 @@ def build_task(
 
 
 def data_sha256(experiment: Experiment, data_dir: str | None = None, code: Sequence[str] = ()) -> str:
-    """What a run's data are known by: the data set's SHA-256, or of own tasks the first one's.
+    """What a run's data are known by: its data set's SHA-256, one over those of all, or of own tasks the first one's.
 
-    Of own tasks the first alone: more may be asked for later, and making them all takes as long as it takes. Each
-    task's own hash is written down when it opens, and every worker checks it.
+    All data sets that a kind of tasks is made from, however few tasks there are, since more may be asked for later. Of
+    own tasks the first alone: making them all takes as long as it takes. Each task's own hash is written down when it
+    opens, and every worker checks it.
 
     Raises:
         BadInput: The data are not there, or one's own function fails.
     """
-    try:
-        if experiment.tasks.own:
+    if experiment.tasks.own:
+        try:
             return build_sequence(experiment, 0, data_dir, code).sha256(0)
-        return dataset_sha256(str(experiment.tasks.dataset), data_dir)
-    except DataUnavailable as error:
-        raise BadInput(str(error)) from error
+        except DataUnavailable as error:
+            raise BadInput(str(error)) from error
+    found, problems = [], []
+    for dataset in experiment.tasks.datasets:
+        try:
+            found.append(dataset_sha256(dataset, data_dir))
+        except DataUnavailable as error:
+            problems.append(str(error))
+    if problems:
+        raise BadInput("\n".join(problems))
+    return found[0] if len(found) == 1 else hashlib.sha256("\n".join(found).encode()).hexdigest()
 
 
 def assemble(
@@ -211,9 +228,14 @@ def _sequence(tasks: str, seed: int, validation: float, data_dir: str | None, co
         offered = {"data_dir": data_dir}
         made = own_code.call(asked.kind, where, code, options=asked.options or {}, given=given, offered=offered)
         return guarded(made, f"{where}: {asked.kind}", asked.count, code)
+    given |= {"samples": asked.samples, "data_dir": data_dir}
+    if asked.kind == "views":
+        return views(**given)
+    if asked.kind == "split-cifar":
+        return split_cifar(order=asked.order or "label", **given)
     if asked.kind == "split":
-        return split(str(asked.dataset), classes=asked.classes or 0, data_dir=data_dir, **given)
-    return permuted(str(asked.dataset), data_dir=data_dir, **given)
+        return split(str(asked.dataset), classes=asked.classes or 0, order=asked.order or "label", **given)
+    return permuted(str(asked.dataset), **given)
 
 
 @lru_cache(maxsize=2)

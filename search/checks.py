@@ -1,5 +1,6 @@
 """What a worker's result must be before anything of it is written."""
 
+import itertools
 from collections.abc import Sequence
 
 from search.book import place
@@ -7,7 +8,7 @@ from search.errors import Damage
 from search.names import cell_key
 from search.records import CellRecord, CommitJob, CommitRecord, StackJob
 
-__all__ = ["check_cells", "check_commit"]
+__all__ = ["check_cells", "check_commit", "unsound_rounds"]
 
 
 def check_cells(job: StackJob, records: Sequence[CellRecord]) -> None:
@@ -37,7 +38,7 @@ def check_commit(job: CommitJob, record: CommitRecord, commits: Sequence[CommitR
             f"{here}: cell {job.winner.index} was to be committed at θ={job.point.theta}, but the worker's commit is "
             f"of {place(record.replica, record.task)}, cell {record.winner.index} at θ={record.point.theta}"
         )
-    decided = {name: getattr(job, name) for name in ("best", "needed", "candidates", "missing")}
+    decided = {name: getattr(job, name) for name in ("best", "needed", "candidates", "missing", "over_budget")}
     came = {name: getattr(record, name) for name in decided}
     if came != decided:
         raise Damage(f"{here}: the rule decided {decided}, but the worker's commit says {came}")
@@ -62,9 +63,44 @@ def check_commit(job: CommitJob, record: CommitRecord, commits: Sequence[CommitR
             f"{here}: the commit would change {record.changed} earlier fingerprints or logits (0 are allowed). "
             f"Nothing was committed"
         )
-    if (record.validation.correct, record.validation.total) != (job.point.correct, job.score.total):
+    asked = job.experiment.get("fine_tuning")
+    if (problem := unsound_rounds(record, 0 if asked is None else asked["rounds"])) is not None:
+        raise Damage(f"{here}: {problem}. Nothing was committed")
+    scored, what = job.point.correct, f"when cell {job.winner.index} was scored at θ={job.point.theta}"
+    if record.rounds:
+        scored, what = record.rounds[-1].correct, "after the last round of fine-tuning"
+    if (record.validation.correct, record.validation.total) != (scored, job.score.total):
         raise Damage(
-            f"{here}: {job.point.correct} of {job.score.total} were right when cell {job.winner.index} was scored at "
-            f"θ={job.point.theta}, {record.validation.correct} of {record.validation.total} when it was committed (on "
-            f"{record.provenance.device}). Nothing was committed; continue on the device kind that trained the cell"
+            f"{here}: {scored} of {job.score.total} were right {what}, {record.validation.correct} of "
+            f"{record.validation.total} when it was committed (on {record.provenance.device}). Nothing was committed; "
+            f"continue on the device kind that trained the cell"
         )
+
+
+def unsound_rounds(record: CommitRecord, asked: int) -> str | None:
+    """What is wrong with a commit's rounds of fine-tuning, or with the units that it claims after them; None: nothing.
+
+    The first prunes at the rule's point. A later one prunes more of what is left, and none below the cut line.
+
+    Args:
+        asked: Rounds at the most; 0 where the run does not fine-tune.
+    """
+    point, rounds = record.point, record.rounds
+    if bool(rounds) != bool(asked) or len(rounds) > asked:
+        return f"it was fine-tuned in {len(rounds)} rounds where {asked} were asked for"
+    first = rounds[0] if rounds else None
+    if first and (first.theta, first.claimed, first.pruned) != (point.theta, point.claimed, point.correct):
+        return (
+            f"fine-tuning began with {first.pruned} right answers and {list(first.claimed)} units at θ={first.theta}, "
+            f"but the rule's point has {point.correct} and {list(point.claimed)} at θ={point.theta}"
+        )
+    for number, (before, now) in enumerate(itertools.pairwise(rounds), start=2):
+        pairs = list(zip(before.claimed, now.claimed, strict=True))
+        if any(left > was for was, left in pairs) or before.claimed == now.claimed:
+            return f"round {number} of fine-tuning pruned {list(before.claimed)} units to {list(now.claimed)}"
+        if now.pruned < record.needed:
+            return f"round {number} of fine-tuning pruned to {now.pruned} right answers, but {record.needed} are needed"
+    claimed = rounds[-1].claimed if rounds else point.claimed
+    if record.claimed != claimed:
+        return f"{list(claimed)} units were left when it was scored, but {list(record.claimed)} are claimed"
+    return None

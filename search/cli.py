@@ -90,8 +90,10 @@ def _plan(options: argparse.Namespace) -> int:
     name = options.name or experiment.name
     store = _existing(options)
     if store is None:
+        experiment = _forked(options, None, experiment, name)
         return _print(options, plan(experiment, name, store=None, data_dir=options.data_dir))
     with store:
+        experiment = _forked(options, store, experiment, name)
         return _print(options, plan(experiment, name, store=store, data_dir=options.data_dir))
 
 
@@ -102,7 +104,20 @@ def _run(options: argparse.Namespace) -> int:
     experiment = read_experiment(options.experiment, options.set)
     name = check_run_name(options.name or experiment.name)
     with _store(options, create=True) as store:
-        return _drive(options, store, experiment, name)
+        return _drive(options, store, _forked(options, store, experiment, name), name)
+
+
+def _forked(options: argparse.Namespace, store: "Store | None", experiment: "Experiment", name: str) -> "Experiment":
+    """The experiment, begun with the tasks of another run where ``--from`` and ``--task`` say so."""
+    run, tasks = options.origin, options.task
+    if run is None and tasks is None:
+        return experiment
+    if run is None or tasks is None:
+        found, other = ("--task", "--from NAME") if run is None else ("--from", "--task T")
+        raise BadInput(f"{found} needs {other}: a fork begins with the first T tasks of run NAME")
+    from search.fork import with_origin
+
+    return with_origin(store, experiment, name, run, tasks)
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -156,6 +171,13 @@ def _export(options: argparse.Namespace) -> int:
             data_dir=options.data_dir,
         )
     return _print(options, made)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from search.figures.report import report
+
+    with _store(options, create=False) as store:
+        return _print(options, report(store, options.name, options.to))
 
 
 def _delete(options: argparse.Namespace) -> int:
@@ -231,6 +253,7 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "replay": _replay,
     "verify": _verify,
     "export": _export,
+    "report": _report,
     "delete": _delete,
 }
 

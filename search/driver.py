@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 from search.errors import BadInput, SearchError
 from search.experiment import Experiment, differences
+from search.fork import check_records, check_tensors, copy_tasks
 from search.machine import Pool
 from search.names import check_run_name
 from search.own_code import folders
@@ -50,6 +51,8 @@ def run_experiment(
     The first SIGINT or SIGTERM gives back the jobs that run, releases the lease, prints the command that continues and
     ends the process with 130 or 143 within 5 seconds: by ``os._exit``, since neither training nor Ray can be
     interrupted. A second one leaves at once.
+
+    A forked one (see :mod:`search.fork`) is given its first tasks before anything is trained.
 
     Args:
         store: Where the records are.
@@ -164,6 +167,7 @@ class _Attempt:
             if row.state == "finished" and not self._grows(row):
                 self.view.note(f"run {self.name} is finished already")
                 return
+        check_records(self.store, self.experiment, self.name, None)
         with self._make_backend() as backend:
             data = self._check_data(row)
             pool = backend.form_pool(self.experiment)
@@ -187,7 +191,10 @@ class _Attempt:
                 self.known = True
                 self._check_again(writer, data)
                 self._tell_changes(writer, before, versions)
-                self._work(backend, writer, pool)
+                if self._copy(writer):
+                    self._work(backend, writer, pool)
+                else:
+                    writer.release("interrupted")
 
     def _resolve(self) -> None:
         """What the file alone does not say of network and tasks.
@@ -237,6 +244,8 @@ class _Attempt:
         data = data_sha256(self.experiment, self.data_dir, self._code)
         if row is not None:
             self._refuse_other(row, data)
+        check_records(self.store, self.experiment, self.name, data)
+        check_tensors(self.store, self.experiment, self.name)
         return data
 
     def _refuse_other(self, row: RunRow, data: str) -> None:
@@ -267,6 +276,19 @@ class _Attempt:
             text = f"since the last attempt: {'; '.join(found)}"
             writer.note(text)
             self.view.note(text)
+
+    def _copy(self, writer: Writer) -> bool:
+        """Give a forked run what it begins with; False where it was interrupted before all of it was there.
+
+        Raises:
+            SearchError: Why it cannot be had.
+        """
+        try:
+            return copy_tasks(self.store, writer, self.experiment, note=self.view.note, stop=lambda: self.interrupted)
+        except SearchError as error:
+            with contextlib.suppress(SearchError):
+                writer.finish("stopped", str(error))
+            raise
 
     def _work(self, backend: "LiveBackend", writer: Writer, pool: Pool) -> None:
         """Have the jobs done, and write down how the run ended.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from search.records import Cell, CellRecord, CommitJob, CommitRecord, Opening, StackJob
 from search.snapshot import Event, EventKind
-from search.text import MANY, number, numbers, plural, theta
+from search.text import MANY, group_list, number, numbers, plural, theta
 
 __all__ = ["of_cell", "of_commit", "of_opening", "of_winner"]
 
@@ -38,6 +38,7 @@ def of_winner(job: CommitJob) -> Event:
     text = (
         f"{_cell(job.winner)} at θ={theta(job.point.theta)}: {job.point.correct} of {job.score.total} right "
         f"(best {job.best}, needed {job.needed}), {_units(job.point.claimed, 'new units')}"
+        f"{_over(job.over_budget)}"
     )
     return Event("winner chosen", text, job.replica, job.task, job.winner.index)
 
@@ -47,7 +48,18 @@ def of_commit(record: CommitRecord) -> Event:
     many = len(record.claimed) > MANY
     claimed = f"{sum(record.claimed):,} units" if many else _units(record.claimed, "units")
     text = f"test {record.test.correct} of {record.test.total} right, claimed {claimed}, {_units(record.free, 'free')}"
+    text += _tuned(record)
+    text += _over(record.over_budget)
     return Event("task committed", text, record.replica, record.task, record.winner.index)
+
+
+def _tuned(record: CommitRecord) -> str:
+    """What fine-tuning made of it: ``, fine-tuned in 1 round: 812 → 820 of 900 right``."""
+    if not record.rounds:
+        return ""
+    now = record.validation
+    right = f"{record.point.correct} → {now.correct} of {now.total} right"
+    return f", fine-tuned in {plural(len(record.rounds), 'round')}: {right}"
 
 
 def _cell(cell: Cell) -> str:
@@ -64,6 +76,11 @@ def _units(counts: Sequence[int], noun: str) -> str:
     if len(counts) <= MANY:
         return f"{numbers(counts)} {noun}"
     return f"{sum(counts):,} {noun} in {len(counts)} groups"
+
+
+def _over(names: Sequence[str]) -> str:
+    """What of the budget a commit exceeds: ``, over budget in hidden2``."""
+    return f", over budget in {group_list(names)}" if names else ""
 
 
 def _grown(groups: Sequence[tuple[str, int, int]]) -> str:

@@ -2,24 +2,50 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
-from clnp.tasks.sizes import Sizes, dataset_sizes, split_sizes, validation_count
+from clnp.tasks.sizes import Sizes, validation_count
 from search import experiment_file
 from search.errors import BadInput
 from search.fields import Count, Natural, OrAuto, RunName, Share, Text, choice, refusal, refuse
 from search.outline import Outline, of_mlp
-from search.sections import Grid, Grow, Model, Rule, Section, Tasks, Training, Worker, spread
+from search.sections import FineTuning, Grid, Grow, Model, Rule, Section, Tasks, Training, Worker, spread
+from search.text import plural
 from search.yaml_file import show_path
 
-__all__ = ["Experiment", "differences", "read_experiment", "schema", "shipped"]
+__all__ = ["Experiment", "Origin", "differences", "fork_differences", "read_experiment", "schema", "shipped"]
 
 _Head = Literal["single", "multi"]
 _Keep = Literal["winners", "candidates", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a run was forked: ``run`` is another run's name, and its first ``tasks`` commits this one begins with.
+
+    ``experiment`` is what that run was run with: the rule that decided those tasks is known without it.
+    """
+
+    run: str
+    tasks: int
+    experiment: "Experiment"
+
+    def __str__(self) -> str:
+        return f"{plural(self.tasks, 'task')} of {self.run}"
+
+    @property
+    def text(self) -> str:
+        """For people who look at a run."""
+        return f"forked from {self.run} after task {self.tasks}"
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able data."""
+        return {"run": self.run, "tasks": self.tasks, "experiment": self.experiment.to_json()}
 
 
 class Experiment(Section):
@@ -42,6 +68,9 @@ class Experiment(Section):
     grid: Grid = Field(default=Grid(), description="What is tried on each task: every alpha with every learning_rate.")
     training: Training = Field(default=Training(), description="How a cell is trained.")
     rule: Rule = Field(default=Rule(), description="Which trial is committed, and how far it is pruned.")
+    fine_tuning: FineTuning | None = Field(
+        default=None, description="Trains what is left of a pruned winner again; left out, nothing is trained again."
+    )
     grow: Grow | None = Field(
         default=None, description="Adds units to the layers that ran out of free ones; left out, the size is fixed."
     )
@@ -57,12 +86,13 @@ class Experiment(Section):
     # What a file that names functions of one's own does not say, and does not hold: see with_outline and with_code.
     _outline: Outline | None = PrivateAttr(default=None)
     _code: str | None = PrivateAttr(default=None)
+    _origin: Origin | None = PrivateAttr(default=None)
 
     @field_validator("validation")
     @classmethod
     def _splits_hold_samples(cls, validation: float, info: ValidationInfo) -> float:
         if "tasks" in info.data and not info.data["tasks"].own:
-            for samples in sorted({sizes.train for sizes in _sizes(info.data["tasks"])}):
+            for samples in sorted(info.data["tasks"].train_sizes()):
                 if not 0 < validation_count(validation, samples) < samples:
                     raise refusal(f"of {samples} samples it must leave some for training and some for validation")
         return validation
@@ -74,16 +104,31 @@ class Experiment(Section):
         refuse(grid.problems(model.layer_names if model else None))
         return grid
 
+    @field_validator("training")
+    @classmethod
+    def _norms_are_there(cls, training: Training, info: ValidationInfo) -> Training:
+        model = info.data.get("model")
+        if training.norm_alpha and model is not None and model.without_norms:
+            refuse([(("norm_alpha",), training.norm_alpha, f"{model.kind} has no BatchNorm: leave it out")])
+        return training
+
     @field_validator("rule")
     @classmethod
     def _margins_reach(cls, rule: Rule, info: ValidationInfo) -> Rule:
-        margins = rule.margin
-        if "tasks" in info.data and isinstance(margins, tuple) and len(margins) < info.data["tasks"].count:
-            count = info.data["tasks"].count
-            refuse(
-                [(("margin",), margins, f"give one value, or one for each of the {count} tasks, not {len(margins)}")]
-            )
+        refuse(_too_few_margins(rule.margin, info))
         return rule
+
+    @field_validator("fine_tuning")
+    @classmethod
+    def _fine_tuning_fits(cls, fine_tuning: FineTuning | None, info: ValidationInfo) -> FineTuning | None:
+        if fine_tuning is None:
+            return None
+        refuse(_too_few_margins(fine_tuning.margin, info))
+        if fine_tuning.margin is not None and "rule" in info.data and info.data["rule"].kind == "budget":
+            refuse([(("margin",), fine_tuning.margin, "the budget rule has floor instead: leave it out")])
+        if "model" in info.data:
+            refuse(fine_tuning.problems(info.data["model"].layer_names))
+        return fine_tuning
 
     @property
     def plain(self) -> bool:
@@ -101,7 +146,7 @@ class Experiment(Section):
             return self._outline
         if not self.plain:
             raise RuntimeError(f"the outline of {self.model.kind} is not known yet: search.building.resolve finds it")
-        return _plain_outline(self.tasks, self.model, self.validation)
+        return _plain_outline(self.task_sizes(0)[0], self.model, self.validation)
 
     @property
     def code(self) -> str | None:
@@ -109,9 +154,16 @@ class Experiment(Section):
         return self._code
 
     @property
-    def task_sizes(self) -> tuple[Sizes, ...]:
-        """The sizes of every task that is not a person's own; of the first alone where all are alike."""
-        return _sizes(self.tasks)
+    def origin(self) -> Origin | None:
+        """The run whose first commits this one begins with, or None."""
+        return self._origin
+
+    def task_sizes(self, replica: int) -> tuple[Sizes, ...]:
+        """The sizes of every task of a replica (from 0), none a person's own; of the first alone where all are alike.
+
+        Replicas differ where each draws the order of classes that are not equally large.
+        """
+        return self.tasks.sizes(self.seed + replica)
 
     def with_outline(self, outline: Outline) -> "Experiment":
         """The same experiment, its outline known.
@@ -119,8 +171,10 @@ class Experiment(Section):
         Raises:
             BadInput: The grid does not fit the layers.
         """
-        for path, value, mend in self.grid.problems(outline.layer_names):
-            raise BadInput(f"{show_path(('grid', *path))} is {json.dumps(value)}; {mend}")
+        for section in ("grid", "fine_tuning"):
+            checked = getattr(self, section)
+            for path, value, mend in checked.problems(outline.layer_names) if checked else ():
+                raise BadInput(f"{show_path((section, *path))} is {json.dumps(value)}; {mend}")
         other = self.model_copy()
         other._outline = outline
         return other
@@ -131,13 +185,28 @@ class Experiment(Section):
         other._code = folder
         return other
 
-    def margin(self, task: int) -> Fraction:
-        """The margin of a task in percentage points, exactly the decimal that was written: 0.05 is 1/20.
+    def with_origin(self, origin: Origin | None) -> "Experiment":
+        """The same experiment, begun with the first commits of another run."""
+        other = self.model_copy()
+        other._origin = origin
+        return other
 
-        A decimal of up to 15 digits is the shortest that names its binary number, so ``repr`` gives it back.
+    def of(self, task: int) -> "Experiment":
+        """The experiment whose rule decides a task: this one, or for a task that a fork was given its origin's."""
+        origin = self._origin
+        return self if origin is None or task >= origin.tasks else origin.experiment.of(task)
+
+    def margin(self, task: int) -> Fraction:
+        """The percentage points that a task gives up at most, exactly the decimal that was written: 0.05 is 1/20.
+
+        The margin, fine-tuning's own where it has one, or the floor of the budget rule. A decimal of up to 15 digits is
+        the shortest that names its binary number, so ``repr`` gives it back.
         """
-        margins = self.rule.margin
-        return Fraction(repr(margins[task] if isinstance(margins, tuple) else margins))
+        rule, fine_tuning = self.of(task).rule, self.of(task).fine_tuning
+        given = rule.margin if fine_tuning is None or fine_tuning.margin is None else fine_tuning.margin
+        if given is None:
+            given = rule.floor
+        return Fraction(repr(given[task] if isinstance(given, tuple) else given))
 
     def identity(self, data: str) -> dict[str, Any]:
         """What makes a run the same, as JSON-able data; compare two with :func:`differences`.
@@ -152,7 +221,11 @@ class Experiment(Section):
 
     def to_json(self) -> dict[str, Any]:
         """Every key with its value, as JSON-able data, and what no file holds; :meth:`from_json` gives an equal one."""
-        beside = {"outline": None if self._outline is None else self._outline.to_json(), "code": self._code}
+        beside = {
+            "outline": None if self._outline is None else self._outline.to_json(),
+            "code": self._code,
+            "origin": None if self._origin is None else self._origin.to_json(),
+        }
         return {**self.to_file(), **{key: value for key, value in beside.items() if value is not None}}
 
     def to_file(self) -> dict[str, Any]:
@@ -166,31 +239,31 @@ class Experiment(Section):
         Raises:
             BadInput: It is not one, or is one of another version with other keys.
         """
-        keys = {key: value for key, value in data.items() if key not in ("outline", "code")}
+        keys = {key: value for key, value in data.items() if key not in ("outline", "code", "origin")}
         found = experiment_file.validated(keys, "the recorded experiment", cls)
         try:
             found._outline = Outline.from_json(data["outline"]) if "outline" in data else None
         except ValueError as error:
             raise BadInput(f"the recorded experiment: {error}") from None
         found._code = data.get("code")
+        if "origin" in data:
+            origin = data["origin"]
+            found._origin = Origin(origin["run"], origin["tasks"], cls.from_json(origin["experiment"]))
         return found
+
+
+def _too_few_margins(
+    margin: float | tuple[float, ...] | None, info: ValidationInfo
+) -> Iterator[tuple[tuple[str], object, str]]:
+    if "tasks" in info.data and isinstance(margin, tuple) and len(margin) < (count := info.data["tasks"].count):
+        yield ("margin",), margin, f"give one value, or one for each of the {count} tasks, not {len(margin)}"
 
 
 def _is_plain(tasks: Tasks, model: Model) -> bool:
     return model.kind == "mlp" and not tasks.own
 
 
-def _sizes(tasks: Tasks) -> tuple[Sizes, ...]:
-    """The sizes of every task, or of the first where all are alike."""
-    dataset = str(tasks.dataset)
-    if tasks.classes is not None:
-        return split_sizes(dataset, classes=tasks.classes, count=tasks.count)
-    whole = dataset_sizes(dataset)
-    return (whole._replace(shape=(whole.inputs,)),)
-
-
-def _plain_outline(tasks: Tasks, model: Model, validation: float) -> Outline:
-    first = _sizes(tasks)[0]
+def _plain_outline(first: Sizes, model: Model, validation: float) -> Outline:
     held_out = validation_count(validation, first.train)
     hidden = model.hidden or ()
     return of_mlp(first.shape, hidden, first.classes, train=first.train - held_out, validation=held_out)
@@ -233,6 +306,29 @@ def differences(old: Experiment, new: Experiment, old_data: str, new_data: str) 
         old: The run's experiment; ``old_data`` is the SHA-256 of its data set.
         new: The one to continue with; ``new_data`` belongs to it.
     """
+    lines = list(_changes(old, new, old_data, new_data).values())
+    for key, was, now in (
+        ("tasks.count", old.tasks.count, new.tasks.count),
+        ("replicas", old.replicas, new.replicas),
+    ):
+        if now < was:
+            lines.append(f"{key}: was {was}, is {now}; it can only grow")
+    return lines
+
+
+def fork_differences(old: Experiment, new: Experiment, old_data: str, new_data: str) -> list[str]:
+    """What keeps ``new`` from beginning with the commits of ``old``: a line each, for people; empty if it may.
+
+    How tasks are trained, searched and pruned may change, nothing else of :meth:`Experiment.identity`. The arguments
+    are those of :func:`differences`.
+    """
+    own = ("grid", "training", "rule", "fine_tuning", "from")
+    found = _changes(old, new, old_data, new_data)
+    return [line for key, line in found.items() if key.partition(".")[0] not in own]
+
+
+def _changes(old: Experiment, new: Experiment, old_data: str, new_data: str) -> dict[str, str]:
+    """What of the identity is another now: key → a line for people."""
     count = min(old.tasks.count, new.tasks.count)
     # Over other layers the same α is spread to another list: there what was written is compared.
     same_layers = len(old.outline.layers) == len(new.outline.layers)
@@ -242,20 +338,16 @@ def differences(old: Experiment, new: Experiment, old_data: str, new_data: str) 
     if any(before.get(key) != after.get(key) for key in [*before, *after] if key.startswith(("model.", "tasks."))):
         # Said already, in words that a person wrote.
         before["architecture"] = after["architecture"]
-    lines = [
-        _another_network(new.model.kind, before[key], after[key])
-        if key == "architecture"
-        else f"{key}: was {json.dumps(before.get(key))}, is {json.dumps(after.get(key))}"
+    lines = {
+        key: f"{key}: was {json.dumps(before.get(key))}, is {json.dumps(after.get(key))}"
         for key in dict.fromkeys([*before, *after])
         if before.get(key) != after.get(key)
         and not (key == "grid.after_first" and _repeats_grid(before) and _repeats_grid(after))
-    ]
-    for key, was, now in (
-        ("tasks.count", old.tasks.count, new.tasks.count),
-        ("replicas", old.replicas, new.replicas),
-    ):
-        if now < was:
-            lines.append(f"{key}: was {was}, is {now}; it can only grow")
+    }
+    if "architecture" in lines:
+        lines["architecture"] = _another_network(new.model.kind, before["architecture"], after["architecture"])
+    if "from" in lines and old.origin is not None:
+        lines["from"] += f"; give --from {old.origin.run} --task {old.origin.tasks}, or resume, which needs neither"
     return lines
 
 
@@ -277,9 +369,11 @@ def _identity(experiment: Experiment, data: str, count: int, spread_out: bool = 
         return {"alpha": list(map(alphas, alpha)), "learning_rate": list(learning_rate)}
 
     rule = experiment.rule.model_dump(mode="json")
-    if isinstance(rule["margin"], list):
-        margins = rule["margin"][:count]
-        rule["margin"] = margins[0] if len(set(margins)) == 1 else margins
+    rule["margin"] = _first_margins(rule["margin"], count)
+    tuning, fine_tuning = experiment.fine_tuning, None
+    if tuning is not None:
+        margin = _first_margins(tuning.model_dump(mode="json")["margin"], count)
+        fine_tuning = {**tuning.model_dump(mode="json"), "alpha": alphas(tuning.alpha), "margin": margin}
     return {
         "data": data,
         "tasks": experiment.tasks.model_dump(mode="json", exclude={"count"}),
@@ -288,7 +382,16 @@ def _identity(experiment: Experiment, data: str, count: int, spread_out: bool = 
         "grid": {**axes(0), "after_first": "winner" if grid.after_first == "winner" else axes(1)},
         "training": experiment.training.model_dump(mode="json"),
         "rule": rule,
+        "fine_tuning": fine_tuning,
+        "from": None if experiment.origin is None else str(experiment.origin),
     }
+
+
+def _first_margins(margin: Any, count: int) -> Any:
+    """Of a list those of the first tasks; one where they are all the same."""
+    if not isinstance(margin, list):
+        return margin
+    return margin[0] if len(set(margin[:count])) == 1 else margin[:count]
 
 
 def _repeats_grid(flat: Mapping[str, Any]) -> bool:

@@ -25,11 +25,12 @@ __all__ = [
     "Natural",
     "Options",
     "OrAuto",
+    "Penalty",
+    "Percent",
     "RunName",
     "Share",
     "Text",
     "Units",
-    "WeightDecay",
     "Width",
     "choice",
     "is_own",
@@ -106,7 +107,7 @@ LearningRate = Annotated[float, Field(gt=0), _real("give a number above 0", lamb
 Momentum = Annotated[
     float, Field(ge=0, lt=1), _real("give a number from 0 up to, not including, 1", lambda x: 0 <= x < 1)
 ]
-WeightDecay = Annotated[float, Field(ge=0), _real("give a number of at least 0", lambda x: x >= 0)]
+Penalty = Annotated[float, Field(ge=0), _real("give a number of at least 0", lambda x: x >= 0)]
 Width = Annotated[float, Field(gt=0), _real("give a number above 0", lambda x: x > 0)]
 # Far more than any layer needs: a slip of the pen would stand in an opening, which nothing takes back.
 _MOST_UNITS = 100_000
@@ -144,6 +145,7 @@ LayerAlpha = Annotated[
 """α for all layers, or one a layer, the output layer's last."""
 
 _Percent = Annotated[float, Field(ge=0, le=100)]
+Percent = Annotated[_Percent, _real("give 0 to 100 percentage points", lambda x: 0 <= x <= 100)]
 Margin = Annotated[
     _Percent | tuple[_Percent, ...],
     _one_or_more(

@@ -109,11 +109,13 @@ def _strength(experiment: Experiment, task: int) -> float:
 
 
 def warnings(experiment: Experiment) -> list[str]:
-    """What to think twice about: a margin below one sample, early stopping, an α too weak to leave room for the tasks.
+    """What to think twice about: a margin below one sample, early stopping, an α too weak to leave room for the tasks,
+    a budget that can hardly be met.
 
     A line each, for people; none of them keeps a run from starting.
     """
-    found = [*_margin_warnings(experiment), *_room_warnings(experiment)]
+    room = _room_warnings if experiment.rule.kind == "margin" else _budget_warnings
+    found = [*_margin_warnings(experiment), *room(experiment)]
     if experiment.training.early_stopping:
         found.append(
             "training.early_stopping is on: units go on falling silent long after the best epoch, and restoring an "
@@ -125,8 +127,11 @@ def warnings(experiment: Experiment) -> list[str]:
 def _margin_warnings(experiment: Experiment) -> list[str]:
     samples = experiment.outline.validation
     margins = {experiment.margin(task): task for task in reversed(range(experiment.tasks.count))}
+    key = "rule.floor" if experiment.rule.kind == "budget" else "rule.margin"
+    if experiment.fine_tuning is not None and experiment.fine_tuning.margin is not None:
+        key = "fine_tuning.margin"
     return [
-        f"rule.margin is {float(margin):g} in task {task + 1}: {float(margin * samples / 100):g} of a validation "
+        f"{key} is {float(margin):g} in task {task + 1}: {float(margin * samples / 100):g} of a validation "
         f"sample (there are {samples}, one is {100 / samples:.2g} points), so that no accuracy is given up"
         for margin, task in sorted(margins.items())
         if margin * samples < 100
@@ -151,3 +156,39 @@ def _room_warnings(experiment: Experiment) -> list[str]:
         f"{_strongest_alpha(experiment, last):g}, and by a rule of thumb a task then claims {shares[last]:.0%} of its "
         f"{_last_width(experiment)} units; try an α of {enough:.2g}, more epochs or a larger learning rate"
     ]
+
+
+def _budget_warnings(experiment: Experiment) -> list[str]:
+    """A budget for fewer tasks than there are, below one unit, or below what the strongest cell looks able to prune to.
+
+    The last of single-head dense networks alone, as for :func:`_room_warnings`.
+    """
+    count, tasks = experiment.tasks.count, experiment.rule.tasks or 1
+    layer, width = experiment.outline.group_names[experiment.outline.last], _last_width(experiment)
+    found = []
+    if count > tasks:
+        found.append(
+            f"rule.tasks is {tasks}, but the run has {count} tasks: the units are shared among the first {tasks}, and "
+            f"the tasks after them find what is left; give rule.tasks {count} or more"
+        )
+    if tasks > width:
+        found.append(
+            f"the budget cannot be met: an equal share of the {width} units of {layer} among {tasks} tasks "
+            f"(rule.tasks) is below one unit, so that every commit that claims one there is over budget; widen "
+            f"{layer}, or lower rule.tasks"
+        )
+    elif experiment.head == "single" and experiment.model.kind == "mlp":
+        over = ((task, share) for task in range(count) if (share := expected_share(experiment, task)) * tasks > 1)
+        found += [_over_share(experiment, task, share) for task, share in itertools.islice(over, 1)]
+    return found
+
+
+def _over_share(experiment: Experiment, task: int, share: float) -> str:
+    tasks, layer = experiment.rule.tasks or 1, experiment.outline.layer_names[-2]
+    enough = (tasks - 1) / _strength(experiment, task)
+    return (
+        f"the budget can hardly be met, even at the floor: an equal share of {layer} among {tasks} tasks (rule.tasks) "
+        f"is {1 / tasks:.1%} of its {_last_width(experiment)} units, and by a rule of thumb a task claims {share:.1%} "
+        f"at the largest α for it, {_strongest_alpha(experiment, task):g}; try an α of {enough:.2g}, more epochs or a "
+        f"larger learning rate"
+    )

@@ -57,6 +57,10 @@ prints its table. Workers, retries, locations and grow may change in between, re
 else is refused and needs another --name. Functions of your own (module:function) are looked for in the folder of the
 experiment file, then in the current one. Ctrl-C gives running jobs back and says how to continue; a second one leaves
 at once. At the end: the winner of every task, and every task's test accuracy measured again after each commit.
+
+--from NAME --task T forks: the new run begins with copies of the first T commits of run NAME, and only the tasks after
+them are trained. Network, data, seed and tasks are the same; rule, grid, training, fine-tuning and grow may be others.
+NAME may still be running, and may be deleted once the copies are made.
 """
 
 _RESUME = """
@@ -79,7 +83,8 @@ fingerprint, and where it comes from, with all that had to differ.
 _REPLAY = """
 Apply the rule at another margin to the records; nothing is trained. For every task: what would have been picked, what
 it would cost in accuracy and how many units it would free. Exact up to the first task that differs; the tasks after
-it are marked as given the history, since they would have trained on other free units.
+it are marked as given the history, since they would have trained on other free units. It is the margin rule that is
+applied, also to a run that was decided by the budget rule.
 """
 
 _VERIFY = """
@@ -92,6 +97,12 @@ _EXPORT = """
 Write a committed task's narrow network, with the permutation and scaling that its samples go through first, as a file
 that is used without this package: .safetensors with its architecture, .onnx, or .pt2 for torch.export. Every
 fingerprint is checked on the way.
+"""
+
+_REPORT = """
+Write a run's figures as one HTML page, NAME.html, that needs no other file and no network: accuracy of every task right
+after it and now, units claimed, reused and free, the accuracy matrix, and of every task its trials, its grid and what
+was committed. A run that is not finished has a page of what is there.
 """
 
 _DELETE = """
@@ -110,7 +121,8 @@ def _parser() -> argparse.ArgumentParser:
         "run",
         "run an experiment, or continue it",
         _RUN,
-        "run permuted-mnist-small --data-dir data --set replicas=3 workers=4",
+        "run permuted-mnist-small --data-dir data --set replicas=3 workers=4\n"
+        "  clnp-search run quickstart --from quickstart --task 2 --name bold --set rule.margin=2",
     )
     _add_experiment(run)
     _add_locations(run)
@@ -125,7 +137,9 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--replica", type=int, metavar="R", help="from 1 (default: 1)")
     replay = _add(commands, "replay", "try another margin on the records", _REPLAY, "replay quickstart --margin 0.5")
     _add_name(replay)
-    replay.add_argument("--margin", required=True, metavar="M", help="percentage points of validation accuracy")
+    replay.add_argument(
+        "--margin", required=True, metavar="M", help="percentage points of validation accuracy, for the margin rule"
+    )
     verify = _add(commands, "verify", "check every commit bit for bit", _VERIFY, "verify quickstart")
     _add_name(verify)
     _add_data(verify)
@@ -143,6 +157,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--replica", type=int, metavar="R", help="from 1 (default: 1)")
     _add_data(export)
+    report = _add(commands, "report", "write a run's figures as a page", _REPORT, "report quickstart --to reports")
+    _add_name(report)
+    report.add_argument(
+        "--to", required=True, metavar="DIR", help="the folder to write NAME.html to; it is made where it is not there"
+    )
     delete = _add(commands, "delete", "remove a run", _DELETE, "delete quickstart")
     _add_name(delete)
     delete.add_argument("--yes", metavar="NAME", help="the name again, instead of typing it")
@@ -188,6 +207,10 @@ def _add_experiment(command: argparse.ArgumentParser, nargs: str | None = None) 
         "experiment", metavar="EXPERIMENT", nargs=nargs, help="a YAML file, or a shipped experiment's name"
     )
     command.add_argument("--name", help="the run's name (default: the experiment's)")
+    command.add_argument(
+        "--from", dest="origin", metavar="NAME", help="begin with the first tasks of the run NAME; --task says how many"
+    )
+    command.add_argument("--task", type=int, metavar="T", help="with --from: the last task that is copied, from 1")
     command.add_argument(
         "--set",
         metavar="KEY=VALUE",

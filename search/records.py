@@ -15,6 +15,7 @@ __all__ = [
     "CommitRecord",
     "Committed",
     "Failure",
+    "FineTuned",
     "Job",
     "JobResult",
     "Opening",
@@ -143,6 +144,7 @@ class CommitJob:
 
     Attributes:
         data: What the task's data hashed to when it opened; ``earlier``: those of the tasks before it, in order.
+        over_budget: See :class:`CommitRecord`.
     """
 
     id: int
@@ -161,10 +163,38 @@ class CommitJob:
     data: str
     earlier: tuple[str, ...]
     experiment: dict[str, Any]
+    over_budget: tuple[str, ...] = ()
     kind: Literal["commit"] = "commit"
 
 
 Job = StackJob | CommitJob
+
+
+@dataclass(frozen=True, slots=True)
+class FineTuned:
+    """One round of pruning and fine-tuning (Sec. 3.2), right answers counted on the validation split.
+
+    Attributes:
+        theta: The threshold at which the round pruned.
+        claimed: New units that were left, one number a hidden group.
+        pruned: Right answers of what was left, before it was trained again.
+        tuned: After that; None where it ended without finite numbers.
+    """
+
+    theta: float | None
+    claimed: tuple[int, ...]
+    pruned: int
+    tuned: int | None
+
+    @property
+    def better(self) -> bool:
+        """Whether what was trained again is kept."""
+        return self.tuned is not None and self.tuned > self.pruned
+
+    @property
+    def correct(self) -> int:
+        """Right answers of what is kept."""
+        return self.tuned if self.tuned is not None and self.better else self.pruned
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +214,9 @@ class CommitRecord:
         fingerprints: Of every task so far, this one last, measured after the commit.
         changed: How many earlier fingerprints or logits differ from before. Anything but 0 is never written.
         matrix: Test scores of every task so far, this one last, measured after the commit.
+        over_budget: Under the budget rule, the hidden groups of which the winner claims more than their budget: no
+            point above the floor fits.
+        rounds: Of fine-tuning, in order; what the last one kept was committed.
     """
 
     replica: int
@@ -209,6 +242,8 @@ class CommitRecord:
     provenance: Provenance
     started: float
     ended: float
+    over_budget: tuple[str, ...] = ()
+    rounds: tuple[FineTuned, ...] = ()
 
     @property
     def fingerprint(self) -> str:

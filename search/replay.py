@@ -7,7 +7,7 @@ from typing import Literal
 
 from clnp.forgetting import Choice, Point
 from search.book import History, place
-from search.decisions import pick_winner
+from search.decisions import pick_at_margin
 from search.errors import Damage
 from search.experiment import Experiment
 from search.names import study_name
@@ -55,7 +55,9 @@ class Replayed:
 def replay(experiment: Experiment, history: History, margin: Fraction, *, name: str = "NAME") -> list[list[Replayed]]:
     """Select again in every committed task, replica by replica; nothing is trained.
 
-    Exact up to and including the first task of a replica whose winner or θ would differ (Sec. 2.2).
+    Exact up to and including the first task of a replica whose winner or θ would differ (Sec. 2.2). It is the margin
+    rule that selects again, also in a run under the budget rule: a margin stands for itself, while a budget hangs on
+    what the tasks before have claimed, which another choice would have changed.
 
     Args:
         name: Of the run, for messages.
@@ -70,7 +72,7 @@ def replay(experiment: Experiment, history: History, margin: Fraction, *, name: 
         tasks: list[Replayed] = []
         while (commit := history.commits.get((replica, len(tasks)))) is not None:
             records = recorded_cells(history, commit, name)
-            choice = pick_winner(records, margin, experiment.rule.sparsity)
+            choice = pick_at_margin(records, margin, experiment.of(commit.task).rule.sparsity)
             tasks.append(_compare(commit, choice, records[choice.winner.index].cell, tasks))
         replicas.append(tasks)
     return replicas

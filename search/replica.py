@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 from clnp.errors import Damaged, NothingToCommit
 from clnp.forgetting import Choice
 from search.book import History, Place, place
-from search.decisions import grown_widths, losers, pick_winner
+from search.decisions import exceeded, free_units, grown_widths, losers, pick_winner
 from search.errors import Damage, Impossible, Unavailable
 from search.experiment import Experiment
 from search.grid import cells, stacks
@@ -210,6 +210,7 @@ class Replica:
             data=opening.data,
             earlier=tuple(one.data for one in self.openings[: step.task]),
             experiment=self._resolved,
+            over_budget=exceeded(self._experiment, step.choice),
         )
 
     def returned(self, job: int) -> None:
@@ -282,9 +283,7 @@ class Replica:
             return outline.widths, outline.widths
         last = self.commits[-1]
         widths = self.openings[self.task].widths if self.is_open else grown_widths(self._experiment, last)
-        return widths, tuple(
-            free + now - before for free, now, before in zip(last.free, widths, last.widths, strict=True)
-        )
+        return widths, free_units(self.commits, widths)
 
     def _full_groups(self) -> list[str]:
         """The hidden groups without a free unit."""
@@ -329,7 +328,8 @@ class Replica:
                 f"the same command tries them again"
             )
         try:
-            choice = pick_winner(records, self._experiment.margin(self.task), self._experiment.rule.sparsity)
+            widths = self.openings[self.task].widths
+            choice = pick_winner(self._experiment, records, earlier=self.commits, widths=widths)
         except NothingToCommit as error:
             raise Impossible(
                 f"{place(self.index, self.task)}: {error}{self._crowding()}. The tasks committed so far are kept; "

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, func, select
@@ -87,6 +87,7 @@ class History:
 
     Attributes:
         cells: Cell index → record, the finished cells only: those that have their trial.
+        dropped: Of finished cells, as (replica, task, cell): those whose tensors were given up.
         losses: Since the run last stopped for a reason, oldest first: who continues it then gets fresh retries.
     """
 
@@ -94,6 +95,7 @@ class History:
     cells: dict[tuple[int, int], dict[int, CellRecord]]
     commits: dict[tuple[int, int], CommitRecord]
     losses: list[Loss]
+    dropped: set[tuple[int, int, int]] = field(default_factory=set)
 
 
 def read_jobs(connection: Connection, run_id: int | None) -> list[JobRow]:
@@ -144,6 +146,8 @@ def read_history(connection: Connection, run_id: int | None, name: str) -> Histo
         place = row.replica, row.task
         if (place, row.key) in trials:
             cells[place][row.cell] = read(CellRecord, row.record, where)
+            if row.dropped:
+                history.dropped.add((*place, row.cell))
     history.cells.update(cells)
     for row, where in _rows(connection, Openings, run_id, name):
         history.openings[row.replica, row.task] = read(Opening, row.record, where)

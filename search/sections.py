@@ -7,7 +7,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from clnp.tasks.sizes import DATASETS, split_sizes
+from clnp.tasks.sizes import (
+    DATASETS,
+    SPLIT_CIFAR,
+    VIEWED,
+    Sizes,
+    at_most,
+    class_counts,
+    dataset_sizes,
+    split_cifar_sizes,
+    split_sizes,
+    views_sizes,
+)
 from search.fields import (
     CLASSES,
     Classes,
@@ -20,8 +31,9 @@ from search.fields import (
     Momentum,
     Options,
     OrAuto,
+    Penalty,
+    Percent,
     Units,
-    WeightDecay,
     Width,
     choice,
     is_own,
@@ -31,14 +43,30 @@ from search.fields import (
 )
 from search.yaml_file import Path
 
-__all__ = ["AfterFirst", "Grid", "Grow", "Model", "Rule", "Section", "Tasks", "Training", "Worker", "spread"]
+__all__ = [
+    "AfterFirst",
+    "FineTuning",
+    "Grid",
+    "Grow",
+    "Model",
+    "Rule",
+    "Section",
+    "Tasks",
+    "Training",
+    "Worker",
+    "spread",
+]
 
 _NARROW, _WIDE = "split-cifar-narrow", "split-cifar-wide"
 
+_MADE_FROM = {"split-cifar": SPLIT_CIFAR, "views": VIEWED}
+_SIZES_OF = {"split-cifar": split_cifar_sizes, "views": views_sizes}
+
+_ClassOrder = Literal["label", "shuffled"]
 _Optimizer = Literal["adam", "adamw", "sgd"]
-_RuleKind = Literal["margin"]
+_RuleKind = Literal["margin", "budget"]
 _Sparsity = Literal["units", "weights"]
-_Theta = Literal["shared"]
+_Theta = Literal["shared", "layers"]
 
 _Alphas = Annotated[tuple[LayerAlpha, ...], listed("α values (each one number, or a list with one a layer)")]
 _LearningRates = Annotated[tuple[LearningRate, ...], listed("learning rates")]
@@ -53,10 +81,12 @@ class Section(BaseModel):
 class Tasks(Section):
     """The sequence of tasks."""
 
-    kind: Annotated[str, or_own("permuted", "split")] = Field(
+    kind: Annotated[str, or_own("permuted", "split", *_MADE_FROM)] = Field(
         default="permuted",
         description="How tasks come about: permuted gives each its own order of a data set's pixels, split gives each "
-        "its own classes; module:function is a function of your own that returns them.",
+        "its own classes; split-cifar is CIFAR-10, then CIFAR-100 by ten classes a task; views is MNIST and "
+        "Fashion-MNIST in turns, upright, turned and inverted; module:function is a function of your own that returns "
+        "them.",
     )
     dataset: Annotated[str, choice(DATASETS)] | None = Field(
         default=None,
@@ -66,7 +96,22 @@ class Tasks(Section):
     classes: Classes | None = Field(
         default=None, validate_default=True, description="Of split: classes a task, from 2."
     )
-    count: Count = Field(default=5, description="How many tasks are learnt, one after another. May grow later.")
+    order: Annotated[_ClassOrder, choice(_ClassOrder)] | None = Field(
+        default=None,
+        validate_default=True,
+        description="Of split and split-cifar: classes come in the order of their labels (label), or each replica's "
+        "seed draws it (shuffled; CIFAR-10 keeps its labels). Left out: label.",
+    )
+    samples: Count | None = Field(
+        default=None,
+        description="At most so many training samples of a task, drawn by the seed, its validation split among them. "
+        "Left out: all.",
+    )
+    count: Count = Field(
+        default=5,
+        validate_default=True,
+        description="How many tasks are learnt, one after another. May grow later.",
+    )
     options: Options | None = Field(default=None, description="What a function of your own is called with.")
 
     @property
@@ -76,8 +121,37 @@ class Tasks(Section):
 
     @property
     def title(self) -> str:
-        """What they are made from, for people: the data set, or the function."""
-        return self.kind if self.dataset is None else self.dataset
+        """What they are made from, for people: the data sets, or the function."""
+        return " and ".join(self.datasets) or self.kind
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The data sets that they are made from, however many tasks there are; none of a person's own."""
+        return _MADE_FROM.get(self.kind, () if self.dataset is None else (self.dataset,))
+
+    def sizes(self, seed: int) -> tuple[Sizes, ...]:
+        """The sizes of every task of the replica with this seed, or of the first where all are alike; not of own ones.
+
+        Before a validation split is carved from a training split.
+        """
+        return tuple(at_most(sizes, self.samples) for sizes in self._sizes(seed))
+
+    def _sizes(self, seed: int) -> tuple[Sizes, ...]:
+        """Of all their samples."""
+        if self.kind in _SIZES_OF:
+            return _SIZES_OF[self.kind](self.count)
+        dataset = str(self.dataset)
+        if self.classes is not None:
+            return split_sizes(dataset, classes=self.classes, count=self.count, order=self.order or "label", seed=seed)
+        whole = dataset_sizes(dataset)
+        return (whole._replace(shape=(whole.inputs,)),)
+
+    def train_sizes(self) -> set[int]:
+        """Training samples that a task has; where the seed draws its classes, the least that it can have."""
+        if self.classes is not None and self.order == "shuffled":
+            least = sum(sorted(class_counts(str(self.dataset), test=False))[: self.classes])
+            return {least if self.samples is None else min(least, self.samples)}
+        return {sizes.train for sizes in self.sizes(0)}
 
     @field_validator("dataset")
     @classmethod
@@ -86,6 +160,10 @@ class Tasks(Section):
             return dataset
         if is_own(info.data["kind"]):
             _refuse_given(dataset, "your function brings its own data")
+            return None
+        if info.data["kind"] in _MADE_FROM:
+            made_from = " and ".join(_MADE_FROM[info.data["kind"]])
+            _refuse_given(dataset, f"{info.data['kind']} is made from {made_from}")
             return None
         return dataset or "digits"
 
@@ -99,14 +177,33 @@ class Tasks(Section):
             _refuse_given(classes, "it belongs to kind: split")
         return classes
 
+    @field_validator("order")
+    @classmethod
+    def _order_of_classes(cls, order: str | None, info: ValidationInfo) -> str | None:
+        if info.data.get("kind") in ("split", "split-cifar"):
+            return order or "label"
+        if "kind" in info.data:
+            _refuse_given(order, "it belongs to kind: split and kind: split-cifar")
+        return order
+
+    @field_validator("samples")
+    @classmethod
+    def _samples_of_ours(cls, samples: int | None, info: ValidationInfo) -> int | None:
+        if is_own(info.data.get("kind", "")):
+            _refuse_given(samples, "your function brings its own data")
+        return samples
+
     @field_validator("count")
     @classmethod
     def _enough_classes(cls, count: int, info: ValidationInfo) -> int:
-        if info.data.get("kind") == "split" and {"dataset", "classes"} <= info.data.keys():
-            try:
+        kind = info.data.get("kind")
+        try:
+            if kind in _SIZES_OF:
+                _SIZES_OF[kind](count)
+            elif kind == "split" and {"dataset", "classes"} <= info.data.keys():
                 split_sizes(info.data["dataset"], classes=info.data["classes"], count=count)
-            except ValueError as error:
-                raise refusal(str(error)) from None
+        except ValueError as error:
+            raise refusal(str(error)) from None
         return count
 
     @field_validator("options")
@@ -139,6 +236,11 @@ class Model(Section):
     def own(self) -> bool:
         """Whether a person's own function makes it."""
         return is_own(self.kind)
+
+    @property
+    def without_norms(self) -> bool:
+        """Whether it is known to have no BatchNorm."""
+        return self.kind in ("mlp", _NARROW)
 
     @property
     def layer_names(self) -> tuple[str, ...] | None:
@@ -250,13 +352,17 @@ def spread(alpha: float | tuple[float, ...], layers: int) -> tuple[float, ...]:
     return alpha if isinstance(alpha, tuple) else (alpha,) * layers
 
 
+def _one_a_layer(layers: tuple[str, ...]) -> str:
+    return f"give one value, or {len(layers)}: one for each of {', '.join(layers)}"
+
+
 def _axis_problems(
     path: Path, axis: tuple[Any, ...], layers: tuple[str, ...] | None
 ) -> Iterator[tuple[Path, object, str]]:
     first: dict[Any, int] = {}
     for place, entry in enumerate(axis):
         if layers and isinstance(entry, tuple) and len(entry) != len(layers):
-            yield (*path, place), entry, f"give one value, or {len(layers)}: one for each of {', '.join(layers)}"
+            yield (*path, place), entry, _one_a_layer(layers)
             continue
         same = spread(entry, len(layers)) if layers and path[-1] == "alpha" else entry
         if same in first:
@@ -273,8 +379,12 @@ class Training(Section):
     batch_size: Count = Field(default=32, description="Samples a step.")
     optimizer: Annotated[_Optimizer, choice(_Optimizer)] = Field(default="adam", description="adam, adamw or sgd.")
     momentum: Momentum = Field(default=0.0, description="Momentum of sgd.")
-    weight_decay: WeightDecay = Field(
+    weight_decay: Penalty = Field(
         default=0.0, description="Decoupled weight decay of adamw, on free weights alone: not on biases or BatchNorm."
+    )
+    norm_alpha: Penalty = Field(
+        default=0.0,
+        description="L1 coefficient of free BatchNorm channels' scales and shifts, where channels hardly fall silent.",
     )
     early_stopping: Flag = Field(
         default=False,
@@ -311,18 +421,83 @@ class Rule(Section):
     """Graceful forgetting (Sec. 2.2): which trial is committed, and how far it is pruned."""
 
     kind: Annotated[_RuleKind, choice(_RuleKind)] = Field(
-        default="margin", description="margin: the rule of the paper."
+        default="margin",
+        description="margin: the rule of the paper, the sparsest within a margin. budget: the most accurate whose new "
+        "units fit an equal share of what is left for the tasks to come.",
     )
-    margin: Margin = Field(
-        default=1.0,
-        description="Percentage points of validation accuracy given up on purpose: one value, or one a task.",
+    margin: Margin | None = Field(
+        default=None,
+        validate_default=True,
+        description="Of margin: percentage points of validation accuracy given up on purpose, one value or one a task. "
+        "Left out: 1.",
+    )
+    tasks: Count | None = Field(
+        default=None, validate_default=True, description="Of budget: for how many tasks the units are to last."
+    )
+    floor: Percent | None = Field(
+        default=None,
+        validate_default=True,
+        description="Of budget: percentage points of validation accuracy that are given up at most. Left out: 2.",
     )
     sparsity: Annotated[_Sparsity, choice(_Sparsity)] = Field(
         default="units", description="The sparsest has the fewest new units, or leaves the most free weights."
     )
     theta: Annotated[_Theta, choice(_Theta)] = Field(
-        default="shared", description="shared: one threshold for all layers."
+        default="shared",
+        description="shared: one threshold for all layers. layers: units go in the order of their activity divided by "
+        "their layer's scale, so that a layer of small activities is not cut first.",
     )
+
+    @field_validator("margin")
+    @classmethod
+    def _margin_of_margin(
+        cls, margin: float | tuple[float, ...] | None, info: ValidationInfo
+    ) -> float | tuple[float, ...] | None:
+        if info.data.get("kind") == "budget":
+            _refuse_given(margin, "the budget rule has floor instead")
+            return None
+        return 1.0 if margin is None else margin
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_of_budget(cls, tasks: int | None, info: ValidationInfo) -> int | None:
+        if info.data.get("kind") == "budget":
+            if tasks is None:
+                raise refusal("give for how many tasks the units are to last, such as 25")
+        elif "kind" in info.data:
+            _refuse_given(tasks, "it belongs to kind: budget")
+        return tasks
+
+    @field_validator("floor")
+    @classmethod
+    def _floor_of_budget(cls, floor: float | None, info: ValidationInfo) -> float | None:
+        if info.data.get("kind") == "budget":
+            return 2.0 if floor is None else floor
+        if "kind" in info.data:
+            _refuse_given(floor, "it belongs to kind: budget")
+        return floor
+
+
+class FineTuning(Section):
+    """Fine-tuning (Sec. 3.2): the winner is pruned, and what is left of it is trained again on the same task."""
+
+    epochs: Count = Field(default=20, description="Epochs of a round.")
+    learning_rate: LearningRate = Field(default=1e-4, description="Learning rate of a round.")
+    alpha: LayerAlpha = Field(default=5e-5, description="L1 coefficient of a round: one value, or one a layer.")
+    rounds: Count = Field(
+        default=1,
+        description="How often it is pruned and trained again; it ends early once nothing more can be pruned.",
+    )
+    margin: Margin | None = Field(
+        default=None,
+        description="Percentage points of validation accuracy given up by pruning, which fine-tuning may win back. "
+        "Left out: rule.margin.",
+    )
+
+    def problems(self, layers: tuple[str, ...] | None) -> Iterator[tuple[Path, object, str]]:
+        """What does not fit the layers (where these are known): path, value, how to mend it."""
+        if layers and isinstance(self.alpha, tuple) and len(self.alpha) != len(layers):
+            yield ("alpha",), self.alpha, _one_a_layer(layers)
 
 
 class Worker(Section):

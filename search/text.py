@@ -8,6 +8,7 @@ __all__ = [
     "MANY",
     "clock",
     "duration",
+    "group_list",
     "members",
     "number",
     "numbers",
@@ -44,6 +45,11 @@ def numbers(values: Iterable[float]) -> str:
 def units(counts: Sequence[int]) -> str:
     """Units of every group: ``80 + 102``, or of many groups their sum: ``1,234 in 20 groups``."""
     return numbers(counts) if len(counts) <= MANY else f"{sum(counts):,} in {len(counts)} groups"
+
+
+def group_list(names: Sequence[str]) -> str:
+    """The names of groups: ``hidden1, hidden2``, or of many how many: ``20 groups``."""
+    return ", ".join(names) if len(names) <= MANY else f"{len(names)} groups"
 
 
 def members(cells: Sequence[int]) -> str:

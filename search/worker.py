@@ -9,22 +9,24 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from clnp.activity import mean_activity
+from clnp.activity import by_layer, mean_activity
 from clnp.commit import added, commit, fingerprint, restore
 from clnp.diagnostics import diagnose
 from clnp.errors import Damaged, DataUnavailable, Diverged, NothingToCommit
 from clnp.evaluation import count_correct, full_width_agrees, full_width_difference, logits
+from clnp.finetuning import fine_tune
 from clnp.growth import widths
 from clnp.network import FREE, Network
-from clnp.ownership import with_free
-from clnp.subnetwork import subnetwork
+from clnp.ownership import Claims, with_free
+from clnp.subnetwork import cut, subnetwork
 from clnp.tensors import decode, encode
 from clnp.thresholds import claims_at, staircase
 from clnp.training import Member, Settings, Trained, open_task, train
@@ -39,6 +41,7 @@ from search.records import (
     CommitJob,
     CommitRecord,
     Failure,
+    FineTuned,
     Job,
     JobResult,
     Progress,
@@ -46,6 +49,8 @@ from search.records import (
     Score,
     StackJob,
 )
+from search.sections import FineTuning, spread
+from search.text import plural
 from search.versions import describe
 
 __all__ = [
@@ -87,7 +92,8 @@ def perform(job: Job, settings: WorkerSettings, report: Report = lambda _: None)
     Args:
         job: What to do, and all that is needed for it.
         settings: Of this worker.
-        report: Told after every epoch and every scan how far a stack has come. What it raises ends the job.
+        report: Told after every epoch, of fine-tuning too, and every scan how far a job has come. What it raises ends
+            the job.
 
     Returns:
         The records; or, in :attr:`JobResult.failure`, why this job cannot succeed however often it is tried.
@@ -100,7 +106,7 @@ def perform(job: Job, settings: WorkerSettings, report: Report = lambda _: None)
     try:
         if isinstance(job, StackJob):
             return _Stack(job, settings, report).run()
-        return _Commit(job, settings).run()
+        return _Commit(job, settings, report).run()
     except (Damaged, Damage) as error:
         return JobResult(failure=Failure("damage", str(error)))
     except NothingToCommit as error:
@@ -173,6 +179,10 @@ class _Place:
     def open(self) -> Network:
         return open_task(self.network, seed=self.seed)
 
+    def order(self, network: Network, activity: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """By hidden group the numbers that θ is compared with: ``rule.theta``."""
+        return by_layer(network, activity) if self.experiment.rule.theta == "layers" else activity
+
     def provenance(self, stack: tuple[int, ...]) -> Provenance:
         return Provenance(stack, device_name(self.device), self._settings.threads, _versions())
 
@@ -234,7 +244,7 @@ class _Stack(_Place):
         except Diverged as error:
             # Finite on the validation split, and beyond float32 on some training sample.
             return self._record(cell, trained, diverged=str(error))
-        found = staircase(network, activity, self.task.validation)
+        found = staircase(network, self.order(network, activity), self.task.validation)
         # θ is one unit's activity to the bit: measured again elsewhere, that unit might be claimed after all.
         data = encode({**trained.free, **{_ACTIVITY + name: means for name, means in activity.items()}})
         return self._record(
@@ -262,15 +272,17 @@ class _Stack(_Place):
 
 
 class _Commit(_Place):
-    """Prune the winner at its threshold, claim, freeze, and measure every task again (Promises 1 and 2)."""
+    """Prune the winner at its threshold, fine-tune what is left where that is asked for, claim, freeze, and measure
+    every task again (Promises 1 and 2)."""
 
-    def __init__(self, job: CommitJob, settings: WorkerSettings) -> None:
+    def __init__(self, job: CommitJob, settings: WorkerSettings, report: Report) -> None:
         super().__init__(job, settings)
         self._job = job
+        self._report = report
 
     def run(self) -> JobResult:
         job = self._job
-        network, validation, usage = self._prune()
+        network, validation, usage, rounds = self._prune()
         # Only now does this task's test split open: its commit stands (Promise 5).
         measured = [self._measure(network, task) for task in range(job.task + 1)]
         fingerprints = tuple(fingerprint(network, task) for task in range(job.task + 1))
@@ -294,7 +306,7 @@ class _Commit(_Place):
             candidates=job.candidates,
             missing=job.missing,
             widths=widths(network),
-            claimed=job.point.claimed,
+            claimed=rounds[-1].claimed if rounds else job.point.claimed,
             free=tuple(int((network.owner(group) == FREE).sum()) for group in network.groups),
             usage=usage,
             artifact=self.artifacts.put(data),
@@ -305,34 +317,72 @@ class _Commit(_Place):
             provenance=self.provenance((job.winner.index,)),
             started=self.started,
             ended=time.time(),
+            over_budget=job.over_budget,
+            rounds=rounds,
         )
         return JobResult(commit=record)
 
-    def _prune(self) -> tuple[Network, Score, Usage]:
-        """The committed network, its trained free weights still in place, its score on the validation split, and its
-        use by the task.
+    def _prune(self) -> tuple[Network, Score, Usage, tuple[FineTuned, ...]]:
+        """The committed network, its trained free weights still in place, its score on the validation split, its use by
+        the task, and the rounds of fine-tuning.
 
         Raises:
             Damaged: It is not the one that was recorded.
         """
-        job = self._job
+        job, validation = self._job, self.task.validation
         tensors = decode(self.artifacts.get(job.artifact))
         names = [group.name for group in self.network.groups]
         if missing := [name for name in names if _ACTIVITY + name not in tensors]:
             raise Damaged(f"artifact {job.artifact} holds no activity of {', '.join(missing)}")
         activity = {name: tensors.pop(_ACTIVITY + name) for name in names}
         network = with_free(self.open(), tensors)
-        claims = claims_at(network, activity, job.point.theta)
-        claimed = tuple(int(claims[name].sum()) for name in names)
+        claims: Claims = claims_at(network, self.order(network, activity), job.point.theta)
+        expected, rounds = (job.point.claimed, job.point.correct), tuple[FineTuned, ...]()
+        if self.experiment.fine_tuning is not None:
+            self._compare(claims, count_correct(cut(network, job.task, claims), validation), expected)
+            network, claims, rounds = self._fine_tune(network, claims, self.experiment.fine_tuning)
+            expected = rounds[-1].claimed, rounds[-1].correct
         commit(network, claims)
-        correct = count_correct(subnetwork(network, job.task), self.task.validation)
-        if (claimed, correct) != (job.point.claimed, job.point.correct):
+        correct = count_correct(subnetwork(network, job.task), validation)
+        self._compare(claims, correct, expected, len(rounds))
+        return network, Score(correct, len(validation)), diagnose(network, activity), rounds
+
+    def _compare(self, claims: Claims, correct: int, expected: tuple[tuple[int, ...], int], rounds: int = 0) -> None:
+        job, claimed = self._job, tuple(int(claims[group.name].sum()) for group in self.network.groups)
+        if (claimed, correct) != expected:
+            tuned = f", fine-tuned in {plural(rounds, 'round')}," if rounds else ""
             raise Damaged(
-                f"cell {job.winner.index} at θ={job.point.theta} was recorded with {job.point.correct} right answers "
-                f"and {list(job.point.claimed)} units claimed, and has {correct} and {list(claimed)} on "
+                f"cell {job.winner.index} at θ={job.point.theta}{tuned} was recorded with {expected[1]} right answers "
+                f"and {list(expected[0])} units claimed, and has {correct} and {list(claimed)} on "
                 f"{device_name(self.device)}; continue on the kind of device and with the versions that trained it"
             )
-        return network, Score(correct, len(self.task.validation)), diagnose(network, activity)
+
+    def _fine_tune(
+        self, network: Network, claims: Claims, asked: FineTuning
+    ) -> tuple[Network, Claims, tuple[FineTuned, ...]]:
+        """What fine-tuning keeps of the winner, pruned (Sec. 3.2)."""
+        total = len(self.task.validation)
+
+        def tell(number: int, epoch: int, correct: int) -> None:
+            done = (number - 1) * asked.epochs + epoch
+            self._report(Progress(worker_name(), done, asked.rounds * asked.epochs, correct / total))
+
+        found = fine_tune(
+            network,
+            claims,
+            self.task.train,
+            self.task.validation,
+            Member(spread(asked.alpha, len(network.layers)), asked.learning_rate),
+            replace(_training(self.experiment), epochs=asked.epochs, early_stopping=False, patience=None),
+            seed=self.seed,
+            needed=self._job.needed,
+            theta=self._job.point.theta,
+            rounds=asked.rounds,
+            order=self.order,
+            on_epoch=tell,
+        )
+        rounds = tuple(FineTuned(one.theta, one.claimed, one.pruned, one.tuned) for one in found.rounds)
+        return found.network, found.claims, rounds
 
     def _measure(self, network: Network, task: int) -> tuple[Score, bool]:
         """A task's score on its test split after the commit, and whether its logits are those from before.

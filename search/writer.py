@@ -197,8 +197,11 @@ class Writer:
             )
         )
 
-    def add_cell(self, replica: int, task: int, record: CellRecord) -> None:
+    def add_cell(self, replica: int, task: int, record: CellRecord, *, dropped: bool = False) -> None:
         """Write a finished cell: its row with the staircase, then its trial. Its tensors are in the store already.
+
+        Args:
+            dropped: They are not, and nobody will need them.
 
         Raises:
             Damage: It has a trial already, with other results.
@@ -219,7 +222,7 @@ class Writer:
                         f"already, with other results: {known.score} and {record.score}; the first ones stand"
                     )
                 return None
-            self._put_cell(connection, replica, task, record, known is not None)
+            self._put_cell(connection, replica, task, record, known is not None, dropped)
             return opening
 
         with self._lock:
@@ -361,8 +364,10 @@ class Writer:
         row = update(Runs).where(Runs.id == self._run).values(**values, updated=self._database.now)
         self._write(lambda connection: connection.execute(row))
 
-    def _put_cell(self, connection: Connection, replica: int, task: int, record: CellRecord, known: bool) -> None:
-        values = {"key": cell_key(record.cell), "artifact": record.artifact, "dropped": False, "record": dump(record)}
+    def _put_cell(
+        self, connection: Connection, replica: int, task: int, record: CellRecord, known: bool, dropped: bool
+    ) -> None:
+        values = {"key": cell_key(record.cell), "artifact": record.artifact, "dropped": dropped, "record": dump(record)}
         if known:
             row = Cells.run_id == self._run, Cells.replica == replica, Cells.task == task
             connection.execute(update(Cells).where(*row, Cells.cell == record.cell.index).values(**values))

@@ -3,16 +3,29 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from clnp.tasks.sizes import DATASETS, Sizes, class_counts, dataset_sizes, split_sizes, validation_count
+from clnp.tasks.sizes import (
+    DATASETS,
+    VIEWS,
+    Sizes,
+    View,
+    class_counts,
+    class_order,
+    dataset_sizes,
+    split_cifar_sizes,
+    split_sizes,
+    validation_count,
+    views_sizes,
+)
 
 if TYPE_CHECKING:
     from clnp.tasks.base import dataset_sha256
+    from clnp.tasks.downloads import download
     from clnp.tasks.own import from_function
     from clnp.tasks.permutations import permuted
-    from clnp.tasks.splits import split
+    from clnp.tasks.splits import split, split_cifar
     from clnp.tasks.task import Sequence, Split, Task
     from clnp.tasks.transform import Transform
-    from clnp.tasks.vision import download
+    from clnp.tasks.viewing import views
 
 __all__ = [
     "DATASETS",
@@ -21,15 +34,22 @@ __all__ = [
     "Split",
     "Task",
     "Transform",
+    "VIEWS",
+    "View",
     "class_counts",
+    "class_order",
     "dataset_sha256",
     "dataset_sizes",
     "download",
     "from_function",
     "permuted",
     "split",
+    "split_cifar",
+    "split_cifar_sizes",
     "split_sizes",
     "validation_count",
+    "views",
+    "views_sizes",
 ]
 
 _LATER = {
@@ -38,10 +58,12 @@ _LATER = {
     "Task": "task",
     "Transform": "transform",
     "dataset_sha256": "base",
-    "download": "vision",
+    "download": "downloads",
     "from_function": "own",
     "permuted": "permutations",
     "split": "splits",
+    "split_cifar": "splits",
+    "views": "viewing",
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from clnp.tasks import digits, vision
+from clnp.tasks import cifar, digits, vision
 from clnp.tasks.sizes import dataset_sizes
 
 __all__ = ["Samples", "dataset_sha256", "largest_value", "read_samples"]
@@ -32,7 +32,7 @@ def read_samples(dataset: str, data_dir: str | None = None, *, test: bool) -> Sa
 
 def largest_value(dataset: str) -> float:
     """The largest value that a pixel can have: 255, or 16 for the digits."""
-    return 255.0 if dataset in vision.VISION else 16.0
+    return 16.0 if dataset == "digits" else 255.0
 
 
 def dataset_sha256(dataset: str, data_dir: str | None = None) -> str:
@@ -46,13 +46,14 @@ def dataset_sha256(dataset: str, data_dir: str | None = None) -> str:
 
 def _folder(dataset: str, data_dir: str | None) -> Path | None:
     dataset_sizes(dataset)  # refuses an unknown name
-    return vision.data_folder(data_dir) if dataset in vision.VISION else None
+    return None if dataset == "digits" else vision.data_folder(data_dir)
 
 
 @cache
 def _samples(dataset: str, folder: Path | None, test: bool) -> Samples:
     if folder is not None:
-        return Samples(*vision.read_images(dataset, folder, test=test))
+        module = cifar if dataset in cifar.CIFAR else vision
+        return Samples(*module.read_images(dataset, folder, test=test))
     images, labels = digits.read_digits()
     train = dataset_sizes(dataset).train  # the samples after these, the last 297, are the test split
     part = slice(train, None) if test else slice(train)
@@ -61,7 +62,9 @@ def _samples(dataset: str, folder: Path | None, test: bool) -> Samples:
 
 @cache
 def _sha256(dataset: str, folder: Path | None) -> str:
-    if folder is not None:
+    if dataset in cifar.CIFAR and folder is not None:
+        parts = [f"{file} {md5}" for file, md5 in cifar.check(dataset, folder).items()]
+    elif folder is not None:
         vision.check(dataset, folder)
         parts = [f"{file} {sha256}" for file, sha256 in vision.VISION[dataset].sha256.items()]
     else:

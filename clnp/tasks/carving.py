@@ -25,7 +25,11 @@ def held_out(share: float, samples: int, of: str = "") -> int:
     return count
 
 
-def carve(samples: int, held_out: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The places of the training and of the ``held_out`` validation samples, each int64 in rising order."""
-    order = torch.randperm(samples, generator=source)
+def carve(samples: int, held_out: int, source: torch.Generator, *, most: int | None = None) -> tuple[Tensor, Tensor]:
+    """The places of the training and of the ``held_out`` validation samples, each int64 in rising order.
+
+    Args:
+        most: Both together are at most so many; None: all ``samples``.
+    """
+    order = torch.randperm(samples, generator=source)[:most]
     return order[held_out:].sort().values, order[:held_out].sort().values

@@ -15,13 +15,14 @@ class Transform:
 
     ::
 
-        raw [n, features] or [n, *map] → flatten → permutation → float32 → ÷ scale → x [n, *shape]
+        raw [n, features] or [n, *map] → flatten → permutation → float32 → inversion → ÷ scale → x [n, *shape]
 
     Attributes:
         permutation: int64 ``[features]``: feature i of ``x`` is feature ``permutation[i]`` of the raw sample. None
             where the features keep their order.
         scale: What every feature is divided by: the largest value that a raw one can have.
         shape: Of one sample of ``x``.
+        inverted: Whether a raw feature v is taken as ``scale - v``: black for white.
 
     Raises:
         ValueError: The shape or the scale is not above 0, or the permutation is not one of the shape's features.
@@ -30,6 +31,7 @@ class Transform:
     permutation: Tensor | None
     scale: float
     shape: tuple[int, ...]
+    inverted: bool = False
 
     def __post_init__(self) -> None:
         if not self.shape or min(self.shape) < 1:
@@ -65,7 +67,10 @@ class Transform:
             x = x[:, self.permutation.to(x.device)]
         # A tensor and not a number: by a number CUDA multiplies with the reciprocal, which can give another last bit.
         scale = torch.tensor(self.scale, dtype=torch.float32, device=x.device)
-        return x.to(torch.float32, copy=True).div_(scale).reshape(len(x), *self.shape)
+        x = x.to(torch.float32, copy=True)
+        if self.inverted:
+            x.neg_().add_(scale)
+        return x.div_(scale).reshape(len(x), *self.shape)
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST through torchvision: found, checked by hash, read whole."""
+"""MNIST and Fashion-MNIST through torchvision: found, checked by hash, read whole. CIFAR has a module of its own."""
 
 import hashlib
 import importlib
@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from torch import Tensor
 
 from clnp.errors import DataUnavailable
 
-__all__ = ["VISION", "Images", "check", "data_folder", "download", "load_torchvision", "read_images"]
+__all__ = ["VISION", "Images", "check", "check_file", "data_folder", "fetch", "load_torchvision", "read_images"]
 
 _DEFAULT_FOLDER = Path("~/.cache/clnp")
 
@@ -107,24 +106,39 @@ def check(dataset: str, folder: Path, files: Sequence[str] | None = None) -> Non
         DataUnavailable: A file is absent, cannot be read, or has another SHA-256.
     """
     known = VISION[dataset]
-    raw = folder / known.folder / "raw"
+    raw = f"{known.folder}/raw"
     for file in known.sha256 if files is None else files:
-        path = raw / file
-        try:
-            with path.open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-        except FileNotFoundError:
-            raise DataUnavailable(
-                f"{known.name} is not in {raw}: {file} is missing. Get it with\n  {_command(dataset, folder)}\n"
-                f"or name the folder that holds {known.folder}/raw: data_dir, --data-dir or the variable CLNP_DATA_DIR"
-            ) from None
-        except OSError as error:
-            raise DataUnavailable(f"{path} cannot be read: {error.strerror}; give this account access to it") from error
-        if found != known.sha256[file]:
-            raise DataUnavailable(
-                f"{path} is not the file of {known.name}: its SHA-256 is {found}, not {known.sha256[file]}. "
-                f"Remove it and get it again with\n  {_command(dataset, folder)}"
-            )
+        check_file(dataset, known.name, folder, f"{raw}/{file}", "sha256", known.sha256[file])
+
+
+def check_file(dataset: str, name: str, folder: Path, file: str, algorithm: str, known: str) -> None:
+    """Check that a file of a data set is the known one.
+
+    Args:
+        name: What people call the data set.
+        folder: The folder of the data sets.
+        file: The file's path in it.
+        algorithm: ``"sha256"`` or ``"md5"``; ``known`` is what it gives for the known file.
+
+    Raises:
+        DataUnavailable: The file is absent, cannot be read, or is another one.
+    """
+    path, word = folder / file, {"sha256": "SHA-256", "md5": "MD5"}[algorithm]
+    try:
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+    except FileNotFoundError:
+        raise DataUnavailable(
+            f"{name} is not in {path.parent}: {path.name} is missing. Get it with\n  {_command(dataset, folder)}\n"
+            f"or name the folder that holds {Path(file).parent}: data_dir, --data-dir or the variable CLNP_DATA_DIR"
+        ) from None
+    except OSError as error:
+        raise DataUnavailable(f"{path} cannot be read: {error.strerror}; give this account access to it") from error
+    if found != known:
+        raise DataUnavailable(
+            f"{path} is not the file of {name}: its {word} is {found}, not {known}. "
+            f"Remove it and get it again with\n  {_command(dataset, folder)}"
+        )
 
 
 def _command(dataset: str, folder: Path) -> str:
@@ -152,20 +166,6 @@ def read_images(dataset: str, folder: Path, *, test: bool) -> tuple[Tensor, Tens
     return images.flatten(1), labels
 
 
-def download(dataset: str, data_dir: str | None = None) -> Path:
-    """Get a data set with torchvision's downloader, check it, and return the folder it is in.
-
-    Raises:
-        DataUnavailable: It is not one that is downloaded, no mirror answered, the folder cannot be written, or what
-            came is not the known data set.
-    """
-    if dataset not in VISION:
-        raise DataUnavailable(f"{dataset!r} is not downloaded; the data sets that are: {', '.join(VISION)}")
-    known, folder = VISION[dataset], data_folder(data_dir)
-    datasets = load_torchvision().datasets
-    try:
-        getattr(datasets, known.folder)(str(folder), download=True)
-    except (RuntimeError, URLError, OSError) as error:
-        raise DataUnavailable(f"{known.name} could not be put in {folder}: {error}") from error
-    check(dataset, folder)
-    return folder
+def fetch(dataset: str, folder: Path) -> None:
+    """Have torchvision download a data set into ``folder``, where its files are not there; :func:`check` it then."""
+    getattr(load_torchvision().datasets, VISION[dataset].folder)(str(folder), download=True)

@@ -24,6 +24,7 @@ from search.records import (
     CommitJob,
     CommitRecord,
     Failure,
+    FineTuned,
     Job,
     JobResult,
     Progress,
@@ -107,12 +108,18 @@ class World:
         return JobResult(records, failures=dict(raised))
 
     def commit(self, job: CommitJob, started: float, ended: float) -> JobResult:
-        """The record of a commit: what was scored, no earlier fingerprint changed."""
+        """The record of a commit: what was scored, fine-tuned where asked for, no earlier fingerprint changed."""
         missing = self._missing(job)
         if missing is not None:
             return JobResult(failure=missing)
-        free = tuple(units - claimed for units, claimed in zip(self._free(job), job.point.claimed, strict=True))
-        artifact = _sha256("commit", job.artifact, job.point.theta, *(commit.artifact for commit in job.commits))
+        experiment = Experiment.from_json(job.experiment)
+        rounds = _rounds(experiment, job)
+        claimed, correct = job.point.claimed, job.point.correct
+        if rounds:
+            claimed, correct = rounds[-1].claimed, rounds[-1].correct
+        free = tuple(units - new for units, new in zip(self._free(job), claimed, strict=True))
+        before = [commit.artifact for commit in job.commits]
+        artifact = _sha256("commit", job.artifact, job.point.theta, *rounds, *before)
         self.artifacts[artifact] = free
         fingerprints = (*(commit.fingerprint for commit in job.commits), _sha256("fingerprint", artifact))
         matrix = tuple(Score(self._draw(fingerprint), self._total) for fingerprint in fingerprints)
@@ -122,24 +129,26 @@ class World:
             winner=job.winner,
             point=job.point,
             unpruned=job.score,
-            validation=Score(job.point.correct, job.score.total),
+            validation=Score(correct, job.score.total),
             test=matrix[-1],
             best=job.best,
             needed=job.needed,
             candidates=job.candidates,
             missing=job.missing,
             widths=job.widths,
-            claimed=job.point.claimed,
+            claimed=claimed,
             free=free,
-            usage=_usage(Experiment.from_json(job.experiment).outline, job, free),
+            usage=_usage(experiment.outline, job, claimed, free),
             artifact=artifact,
-            size=4 * sum(job.point.claimed),
+            size=4 * sum(claimed),
             fingerprints=fingerprints,
             changed=0,
             matrix=matrix,
             provenance=_provenance((job.winner.index,)),
             started=started,
             ended=ended,
+            over_budget=job.over_budget,
+            rounds=rounds,
         )
         return JobResult(commit=record)
 
@@ -276,7 +285,10 @@ class Simulated(Backend):
 
 
 def _epochs(job: Job) -> int:
-    return 1 if isinstance(job, CommitJob) else int(job.experiment["training"]["epochs"])
+    if isinstance(job, StackJob):
+        return int(job.experiment["training"]["epochs"])
+    tuned = job.experiment.get("fine_tuning")
+    return int(tuned["rounds"] * tuned["epochs"]) if tuned else 1
 
 
 def _staircase(experiment: Experiment, correct: int, *seed: object) -> tuple[Point, ...]:
@@ -296,8 +308,24 @@ def _staircase(experiment: Experiment, correct: int, *seed: object) -> tuple[Poi
     return tuple(points)
 
 
-def _usage(outline: Outline, job: CommitJob, free: tuple[int, ...]) -> Usage:
-    units = zip(outline.group_names, job.point.claimed, free, strict=True)
+def _rounds(experiment: Experiment, job: CommitJob) -> tuple[FineTuned, ...]:
+    """Of fine-tuning: as many as asked for, or until nothing more is pruned; some win back right answers."""
+    asked, rounds = experiment.fine_tuning, list[FineTuned]()
+    draw = random.Random(repr(("rounds", experiment.seed + job.replica, job.task, cell_key(job.winner))))
+    theta, claimed, pruned = job.point.theta, job.point.claimed, job.point.correct
+    for _ in range(0 if asked is None else asked.rounds):
+        tuned = None if draw.random() < 0.1 else min(job.score.total, pruned + draw.randint(-3, 6))
+        rounds.append(FineTuned(theta, claimed, pruned, tuned))
+        theta = draw.uniform(0.01, 0.1)
+        claimed = tuple(min(units, max(1, units - draw.randint(0, 2))) for units in claimed)
+        pruned = draw.randint(job.needed, rounds[-1].correct)
+        if claimed == rounds[-1].claimed:
+            break
+    return tuple(rounds)
+
+
+def _usage(outline: Outline, job: CommitJob, claims: tuple[int, ...], free: tuple[int, ...]) -> Usage:
+    units = zip(outline.group_names, claims, free, strict=True)
     share = None if job.task == 0 else 0.5
     return Usage(
         tuple(GroupUse(name, claimed, 0, left) for name, claimed, left in units),

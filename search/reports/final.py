@@ -21,6 +21,7 @@ def final(store: Store, name: str) -> Report:
     return {
         "run": name,
         "state": known.row.state,
+        "origin": known.experiment.origin and known.experiment.origin.text,
         "layers": list(known.hidden),
         "count": known.experiment.tasks.count,
         "replicas": replicas,
@@ -42,6 +43,7 @@ def task_row(known: Known, record: CommitRecord) -> Report:
         "claimed": layers(known.hidden, record.claimed),
         "free": layers(known.hidden, record.free),
         "missing": list(record.missing),
+        "over_budget": list(record.over_budget),
     }
 
 

@@ -1,8 +1,10 @@
 """What the records so far say of what is to come: the time that is left, and the task at which a layer is full."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 from statistics import mean
 
+from clnp.budget import expected_claim
 from search.grid import cells
 from search.reports.common import Known
 
@@ -14,16 +16,30 @@ class Forecast:
     """When a hidden group runs out, if every task to come claims as many units as those so far did on average.
 
     Attributes:
-        claimed: Units a task claimed so far, on average.
-        free: Units still free.
-        full: The first task (from 1) that would find fewer free units than it claims; None: none of this run, such as
-            where the network grows.
+        claimed: Units that a task is expected to claim: :func:`clnp.budget.expected_claim`.
+        free: Units still free, in the open task.
+        tasks: How many of the run's ``count`` tasks are still to be committed.
+        grows: Whether units are added where they run out: then it is never full.
     """
 
     layer: str
-    claimed: float
+    claimed: Fraction
     free: int
-    full: int | None
+    tasks: int
+    count: int
+    grows: bool
+
+    @property
+    def more(self) -> float | None:
+        """How many tasks beyond those of the run the units would last for, below 0: fewer; None: for any number."""
+        return float(self.free / self.claimed - self.tasks) if self.claimed else None
+
+    @property
+    def full(self) -> int | None:
+        """The first task (from 1) that would find fewer free units than it claims; None: none of this run."""
+        if self.grows or not self.claimed or self.free >= self.claimed * self.tasks:
+            return None
+        return self.count - self.tasks + int(self.free // self.claimed) + 1
 
 
 def forecast(known: Known, replica: int) -> list[Forecast]:
@@ -31,15 +47,13 @@ def forecast(known: Known, replica: int) -> list[Forecast]:
     commits = known.commits(replica)
     if not commits:
         return []
-    found = []
-    for place, layer in enumerate(known.hidden):
-        claimed = mean(record.claimed[place] for record in commits)
-        free = known.room(replica)[1][place]
-        left = int(free // claimed) if claimed else known.experiment.tasks.count
-        full = len(commits) + left + 1
-        never = known.experiment.grow is not None or full > known.experiment.tasks.count
-        found.append(Forecast(layer, claimed, free, None if never else full))
-    return found
+    claims = zip(*(record.claimed for record in commits), strict=True)
+    groups = zip(known.hidden, claims, known.room(replica)[1], strict=True)
+    count, grows = known.experiment.tasks.count, known.experiment.grow is not None
+    return [
+        Forecast(layer, expected_claim(before), free, count - len(commits), count, grows)
+        for layer, before, free in groups
+    ]
 
 
 def seconds_left(known: Known) -> float | None:

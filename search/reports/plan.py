@@ -4,8 +4,10 @@ import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
+from search.decisions import budget_of
 from search.errors import BadInput
 from search.experiment import Experiment, differences
+from search.fork import check_records, check_tensors
 from search.grid import cells, stacks, warnings
 from search.machine import Pool, form_pool, this_machine
 from search.names import check_run_name
@@ -16,6 +18,7 @@ from search.reports.common import Known, Report, cell, layers
 from search.reports.forecast import forecast
 from search.reports.status import run_status
 from search.store import Store
+from search.text import group_list
 
 __all__ = ["plan"]
 
@@ -33,7 +36,8 @@ def plan(experiment: Experiment, name: str, *, store: Store | None, data_dir: st
         data_dir: Where to look for the data set.
 
     Raises:
-        BadInput: The name cannot name a run, the workers do not fit this machine, or network and tasks cannot be built.
+        BadInput: The name cannot name a run, the workers do not fit this machine, network and tasks cannot be built, or
+            the run that it is forked from does not allow it.
     """
     check_run_name(name)
     code = folders(experiment.code)
@@ -45,13 +49,20 @@ def plan(experiment: Experiment, name: str, *, store: Store | None, data_dir: st
     data, absent = _data(experiment, data_dir, code)
     pool = form_pool(experiment, [this_machine()])
     known = _known(store, name)
-    widths = _widths_at_most(experiment, known)
+    refused = _refused(known, experiment, data)
+    source = None
+    if store is not None and experiment.origin is not None and not refused:
+        check_records(store, experiment, name, data)
+        check_tensors(store, experiment, name)
+        source = _known(store, experiment.origin.run)
+    widths = _widths_at_most(experiment, known, source)
     return {
         "run": name,
         "description": experiment.description,
         "tasks": experiment.tasks.title,
         "count": experiment.tasks.count,
         "replicas": experiment.replicas,
+        "origin": None if experiment.origin is None else experiment.origin.text,
         "head": experiment.head,
         "network": experiment.model.kind,
         "shape": list(outline.shape),
@@ -62,16 +73,19 @@ def plan(experiment: Experiment, name: str, *, store: Store | None, data_dir: st
         "units_at_most": layers(outline.group_names, widths),
         "validation": outline.validation,
         "epochs": experiment.training.epochs,
+        "rule": experiment.rule.kind,
         "margin": experiment.rule.model_dump(mode="json")["margin"],
+        "budget": _budget(experiment),
         "sparsity": experiment.rule.sparsity,
+        "fine_tuning": experiment.fine_tuning and experiment.fine_tuning.model_dump(mode="json"),
         "layers": list(outline.layer_names),
         "grids": list(_grids(experiment, pool)),
         "workers": {"count": pool.workers, "device": pool.device, "threads": pool.cpu, "gpu": pool.gpu},
         "disk": _disk(experiment, widths),
         "storage": None if store is None else store.url,
         "held": None if known is None or store is None else run_status(store, known),
-        "refused": _refused(known, experiment, data),
-        "warnings": [*warnings(experiment), *_forecasts(known), *absent],
+        "refused": refused,
+        "warnings": [*warnings(experiment), *_forecasts(known), *_over_budget(known), *absent],
     }
 
 
@@ -100,19 +114,26 @@ def _refused(known: Known | None, experiment: Experiment, data: str | None) -> l
 
 
 def _grids(experiment: Experiment, pool: Pool) -> Iterator[Report]:
-    """The grid of the first task, and that of the later ones where it is another."""
-    count = experiment.tasks.count
+    """The grid of the first task, and that of the later ones where it is another; of a fork those that it trains."""
+    count, copied = experiment.tasks.count, _copied(experiment)
     first = cells(experiment, 0)
-    if count == 1 or experiment.grid.after_first is None:
-        yield _grid(experiment, pool, first, 1, count)
+    last = count if experiment.grid.after_first is None else 1
+    if copied < last:
+        yield _grid(experiment, pool, first, copied + 1, last)
+    begin = max(copied, last) + 1
+    if begin > count:
         return
-    yield _grid(experiment, pool, first, 1, 1)
     if experiment.grid.after_first == "winner":
         # One cell, known once the first task is committed: any stands for it.
-        later = _grid(experiment, pool, cells(experiment, 1, first[0]), 2, count)
+        later = _grid(experiment, pool, cells(experiment, 1, first[0]), begin, count)
         yield {**later, "cells": "the winner of the first task"}
     else:
-        yield _grid(experiment, pool, cells(experiment, 1), 2, count)
+        yield _grid(experiment, pool, cells(experiment, 1), begin, count)
+
+
+def _copied(experiment: Experiment) -> int:
+    """How many tasks a fork is given."""
+    return 0 if experiment.origin is None else experiment.origin.tasks
 
 
 def _grid(experiment: Experiment, pool: Pool, grid: tuple[Cell, ...], first: int, last: int) -> Report:
@@ -126,10 +147,10 @@ def _grid(experiment: Experiment, pool: Pool, grid: tuple[Cell, ...], first: int
     }
 
 
-def _widths_at_most(experiment: Experiment, known: Known | None) -> tuple[int, ...]:
+def _widths_at_most(experiment: Experiment, known: Known | None, source: Known | None) -> tuple[int, ...]:
     """Units that each hidden group could have in the last task: it may grow before every task but the first.
 
-    What a run that goes on has grown by already is counted as it is, whatever ``grow`` said then.
+    What a run that goes on, or that is forked, has grown by already is counted as it is, whatever ``grow`` said then.
     """
     first, grow, last = experiment.outline.widths, experiment.grow, experiment.tasks.count - 1
 
@@ -146,6 +167,9 @@ def _widths_at_most(experiment: Experiment, known: Known | None) -> tuple[int, .
             done = len(known.commits(replica))
             opened = done if known.opening(replica, done) else done - 1
             found.append(most(known.room(replica)[0], max(0, opened)))
+    if source is not None and source.experiment.outline.groups == experiment.outline.groups:
+        copied = _copied(experiment)
+        found += [most(commit.widths, copied - 1) for r in source.replicas for commit in source.commits(r)[:copied]]
     return tuple(map(max, zip(*found, strict=True)))
 
 
@@ -174,14 +198,14 @@ def _disk(experiment: Experiment, widths: Sequence[int]) -> Report:
     trial = _BYTES * entries + units + beside
     count, replicas = experiment.tasks.count, experiment.replicas
     heads = _BYTES * head * (count - 1) if experiment.head == "multi" else 0
-    first, later = len(cells(experiment, 0)), len(cells(experiment, 1, cells(experiment, 0)[0]))
-    trials = first + (count - 1) * later
+    grids = [len(cells(one := experiment.of(task), task, cells(one, 0)[0])) for task in range(count)]
+    trials = sum(grids)
     kept = trials if experiment.keep == "all" else count  # candidates lie in between, known only afterwards
     # A unit is claimed once, so the commits of a replica are at most one network together, and the other heads.
     commits = _BYTES * entries + units + heads + beside * count
     return {
         "trial": trial,
-        "task": trial * max(first, later if count > 1 else 0),
+        "task": trial * max(grids[_copied(experiment) :], default=0),
         "commits": commits * replicas,
         "kept": (trial * kept + commits) * replicas,
         "database": _ROW_BYTES * trials * replicas,
@@ -189,15 +213,39 @@ def _disk(experiment: Experiment, widths: Sequence[int]) -> Report:
     }
 
 
+def _budget(experiment: Experiment) -> Report | None:
+    """Of the budget rule how many tasks share the units, and the most that the first of them may claim."""
+    most = budget_of(experiment, (), experiment.outline.widths)
+    if most is None:
+        return None
+    rule = experiment.rule
+    return {"tasks": rule.tasks, "floor": rule.floor, "first": layers(experiment.outline.group_names, most)}
+
+
+def _over_budget(known: Known | None) -> Iterator[str]:
+    """Where even the floor left a task with more units than its budget."""
+    if known is None:
+        return
+    for replica in known.replicas:
+        over = [record for record in known.commits(replica) if record.over_budget]
+        if over:
+            tasks = ", ".join(f"task {record.task + 1} ({group_list(record.over_budget)})" for record in over)
+            yield (
+                f"replica {replica + 1}: over budget even at the floor: {tasks}; a higher α, more epochs or a "
+                "larger floor in a new run leaves more room"
+            )
+
+
 def _forecasts(known: Known | None) -> Iterator[str]:
     """Where a layer would run out, by what the tasks so far claimed."""
     if known is None or known.row.state == "finished":
         return
+    prune = "floor" if known.experiment.rule.kind == "budget" else "margin"
     for replica in known.replicas:
         for found in forecast(known, replica):
             if found.full is not None:
                 yield (
                     f"replica {replica + 1}: {found.layer} has {found.free} free units and a task claimed "
-                    f"{found.claimed:.0f} on average, so task {found.full} of {known.experiment.tasks.count} would "
-                    f"find too few; a higher α or margin in a new run leaves more room, grow: adds units to this one"
+                    f"{float(found.claimed):.0f} on average, so task {found.full} of {found.count} would "
+                    f"find too few; a higher α or {prune} in a new run leaves more room, grow: adds units to this one"
                 )

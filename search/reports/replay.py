@@ -15,6 +15,8 @@ __all__ = ["replay"]
 def replay(store: Store, name: str, margin: str) -> Report:
     """Every committed task at another margin: winner, what it would cost, and what it would free.
 
+    Under the budget rule too it is the margin rule that picks: see :func:`search.replay.replay`.
+
     Args:
         margin: Percentage points, as a decimal is written: exact.
 
@@ -31,6 +33,7 @@ def replay(store: Store, name: str, margin: str) -> Report:
     return {
         "run": name,
         "margin": float(other),
+        "rule": known.experiment.rule.kind,
         "layers": list(known.hidden),
         "replicas": [
             {"replica": index + 1, "tasks": [_task(known, task) for task in tasks]}

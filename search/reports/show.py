@@ -5,7 +5,7 @@ from typing import Any
 
 from clnp.errors import Damaged, NothingToCommit
 from clnp.forgetting import Choice
-from search.decisions import pick_winner
+from search.decisions import budget_of, exceeded, pick_winner
 from search.records import CellRecord, CommitRecord, Score
 from search.reports.common import Known, Report, cell, find_commit, layers, provenance, read_run, score
 from search.reports.final import task_row
@@ -32,22 +32,26 @@ def show(store: Store, name: str, *, task: int | None = None, replica: int | Non
     margin = known.experiment.margin(record.task)
     choice = _choose(known, record)
     winner = known.cells(record.replica, record.task).get(record.winner.index)
-    explained = choice is not None and (choice.winner.index, choice.winner.point) == (record.winner.index, record.point)
+    explained = choice is not None and _as_recorded(known, choice, record)
     return {
         "run": name,
         "replica": record.replica + 1,
         "replicas": known.experiment.replicas,
         "count": known.experiment.tasks.count,
+        "origin": known.experiment.origin and known.experiment.origin.text,
         "layers": list(known.hidden),
         **task_row(known, record),
+        "rule": known.experiment.of(record.task).rule.kind,
         "margin": float(margin),
-        "sparsity": known.experiment.rule.sparsity,
+        "budget": _budget(known, record),
+        "sparsity": known.experiment.of(record.task).rule.sparsity,
         "best": score(Score(record.best, record.unpruned.total)),
         "needed": score(Score(record.needed, record.unpruned.total)),
         "unpruned": score(record.unpruned),
         "units": layers(known.hidden, record.widths),
         "usage": {"groups": list(map(asdict, record.usage.groups)), "layers": list(map(asdict, record.usage.layers))},
         "trials": _trials(known, record, choice),
+        "rounds": _rounds(known, record),
         "explained": explained,
         "matrix": [score(entry) for entry in record.matrix],
         "fingerprint": record.fingerprint,
@@ -63,26 +67,40 @@ def show(store: Store, name: str, *, task: int | None = None, replica: int | Non
 
 def _choose(known: Known, record: CommitRecord) -> Choice | None:
     """What the rule makes of the records now; None where it finds nothing to commit in them."""
-    margin, sparsity = known.experiment.margin(record.task), known.experiment.rule.sparsity
+    cells, earlier = known.cells(record.replica, record.task), known.commits(record.replica)[: record.task]
     try:
-        return pick_winner(known.cells(record.replica, record.task), margin, sparsity)
+        return pick_winner(known.experiment, cells, earlier=earlier, widths=record.widths)
     except (Damaged, NothingToCommit):
         return None
 
 
+def _as_recorded(known: Known, choice: Choice, record: CommitRecord) -> bool:
+    """Whether the rule's choice is what was committed."""
+    found = choice.winner.index, choice.winner.point, exceeded(known.experiment, choice)
+    return found == (record.winner.index, record.point, record.over_budget)
+
+
+def _budget(known: Known, record: CommitRecord) -> Report | None:
+    """Under the budget rule the most new units of each group that the task was to claim."""
+    most = budget_of(known.experiment, known.commits(record.replica)[: record.task], record.widths)
+    return None if most is None else layers(known.hidden, most)
+
+
 def _trials(known: Known, record: CommitRecord, choice: Choice | None) -> list[Report]:
     """Every cell of the grid: what it scored, and for a candidate the point that it would have been pruned at."""
-    picks = {pick.index: pick.point for pick in choice.picks} if choice else {}
+    picks = {pick.index: pick for pick in choice.picks} if choice else {}
     rows = []
     for index, found in sorted(known.cells(record.replica, record.task).items()):
-        point = picks.get(index)
+        pick = picks.get(index)
         pruned: Any = None
-        if point is not None and found.score is not None:
+        if pick is not None and found.score is not None:
+            point = pick.point
             pruned = {
                 "theta": point.theta,
                 **score(Score(point.correct, found.score.total)),
                 "claimed": layers(known.hidden, point.claimed),
                 "free_weights": point.free_weights,
+                "over_budget": [known.hidden[place] for place in pick.exceeds],
             }
         rows.append(
             {
@@ -91,13 +109,29 @@ def _trials(known: Known, record: CommitRecord, choice: Choice | None) -> list[R
                 "unpruned": score(found.score) if found.score else None,
                 "epoch": found.epoch,
                 "epochs": len(found.epochs),
-                "candidate": point is not None,
+                "candidate": pick is not None,
                 "pruned": pruned,
                 "winner": index == record.winner.index,
                 "seconds": found.ended - found.started,
             }
         )
     return rows
+
+
+def _rounds(known: Known, record: CommitRecord) -> list[Report]:
+    """Every round of fine-tuning: where it pruned, what that left, and what training again made of it."""
+    total = record.validation.total
+    return [
+        {
+            "round": number,
+            "theta": one.theta,
+            "claimed": layers(known.hidden, one.claimed),
+            "pruned": score(Score(one.pruned, total)),
+            "tuned": None if one.tuned is None else score(Score(one.tuned, total)),
+            "better": one.better,
+        }
+        for number, one in enumerate(record.rounds, start=1)
+    ]
 
 
 def _differed(known: Known, record: CommitRecord) -> list[str]:

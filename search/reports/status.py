@@ -1,7 +1,7 @@
 """How far runs are: what is done, what runs where, what is left of the units, and when it may be over."""
 
 from search.reports.common import Known, Report, layers, read_run, score
-from search.reports.forecast import seconds_left
+from search.reports.forecast import forecast, seconds_left
 from search.store import AttemptRow, Holder, JobRow, Store
 
 __all__ = ["run_status", "status"]
@@ -31,6 +31,7 @@ def run_status(store: Store, known: Known) -> Report:
         "updated": row.updated,
         "artifacts": row.artifacts,
         "tasks": known.experiment.tasks.title,
+        "origin": known.experiment.origin and known.experiment.origin.text,
         "head": known.experiment.head,
         "count": known.experiment.tasks.count,
         "units": layers(known.hidden, known.experiment.outline.widths),
@@ -57,6 +58,10 @@ def _replica(known: Known, replica: int, jobs: list[JobRow]) -> Report:
         "test": [score(record.test) for record in commits],
         "units": layers(known.hidden, units),
         "free": layers(known.hidden, free),
+        "forecast": {
+            one.layer: {"claimed": float(one.claimed), "more": one.more, "full": one.full, "grows": one.grows}
+            for one in forecast(known, replica)
+        },
     }
 
 

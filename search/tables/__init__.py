@@ -10,7 +10,7 @@ from search.tables.final import final
 from search.tables.plan import plan
 from search.tables.replay import replay
 from search.tables.show import show
-from search.tables.small import deleted, experiments, exported, verify
+from search.tables.small import deleted, drawn, experiments, exported, verify
 from search.tables.status import status
 
 __all__ = ["TABLES", "print_table"]
@@ -22,6 +22,7 @@ TABLES: Mapping[str, Callable[[Mapping[str, Any]], RenderableType]] = {
     "final": final,
     "plan": plan,
     "replay": replay,
+    "report": drawn,
     "show": show,
     "status": status,
     "verify": verify,

@@ -15,6 +15,7 @@ __all__ = [
     "alpha_cells",
     "alpha_columns",
     "fit",
+    "forked",
     "grid",
     "indent",
     "of",
@@ -54,6 +55,11 @@ def grid(*columns: str) -> Table:
         justify: Literal["left", "right"] = "right" if column.startswith(">") else "left"
         table.add_column(column.lstrip(">~"), justify=justify, no_wrap=not column.startswith("~"), overflow="fold")
     return table
+
+
+def forked(report: Mapping[str, Any]) -> str:
+    """Where a run was forked, at the end of a line; nothing of one that was not."""
+    return "" if report["origin"] is None else f", {report['origin']}"
 
 
 def fit(names: Sequence[str], most: int) -> bool:

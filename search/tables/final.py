@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from search.tables.common import alpha_cells, alpha_columns, grid, of, title, unit_cells, unit_columns
-from search.text import members, number, percent, plural, theta
+from search.tables.common import alpha_cells, alpha_columns, forked, grid, of, title, unit_cells, unit_columns
+from search.text import group_list, members, number, percent, plural, theta
 
 __all__ = ["final"]
 
@@ -18,14 +18,14 @@ def final(report: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = []
     for replica in report["replicas"]:
         parts += [
-            title(report["run"], of("replica", replica["replica"], len(report["replicas"]))),
+            title(report["run"], of("replica", replica["replica"], len(report["replicas"])) + forked(report)),
             _tasks(report, replica),
         ]
         if len(replica["matrix"]) > 1:
             parts += [Text(), Text("test accuracy in %, measured again after each commit", style="bold")]
             parts.append(_matrix(replica["matrix"]))
         parts.append(Text())
-    return Group(*parts, *map(Text, _missing(report)), _verdict(report))
+    return Group(*parts, *map(Text, _missing(report)), *map(Text, _over_budget(report)), _verdict(report))
 
 
 def _tasks(report: Mapping[str, Any], replica: Mapping[str, Any]) -> Table:
@@ -59,6 +59,14 @@ def _missing(report: Mapping[str, Any]) -> Iterable[str]:
             if task["missing"]:
                 place = f"replica {replica['replica']}, task {task['task']}"
                 yield f"{place} was committed without {members(task['missing'])}, lost too often"
+
+
+def _over_budget(report: Mapping[str, Any]) -> Iterable[str]:
+    for replica in report["replicas"]:
+        tasks = [task for task in replica["tasks"] if task["over_budget"]]
+        over = [f"task {task['task']} ({group_list(task['over_budget'])})" for task in tasks]
+        if over:
+            yield f"replica {replica['replica']} was over budget, even at the floor, in {', '.join(over)}"
 
 
 def _verdict(report: Mapping[str, Any]) -> Text:

@@ -6,9 +6,9 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from search.tables.common import alpha_cells, fit, grid, indent, pairs, title
+from search.tables.common import alpha_cells, fit, forked, grid, indent, pairs, title
 from search.tables.status import run_block
-from search.text import MANY, number, numbers, plural, size
+from search.text import MANY, number, numbers, plural, size, units
 
 __all__ = ["plan"]
 
@@ -49,12 +49,13 @@ def _shape(report: Mapping[str, Any]) -> Mapping[str, str]:
     each = "a GPU" if workers["gpu"] else plural(workers["threads"], "thread")
     held = report["storage"] or "no database yet"
     return {
-        "tasks": f"{report['count']} of {report['tasks']}, {plural(report['replicas'], 'replica')}",
+        "tasks": f"{report['count']} of {report['tasks']}, {plural(report['replicas'], 'replica')}{forked(report)}",
         "network": f"{_network(report)}, {report['head']} head, {report['weights']:,} weights",
         "growth": _growth(report),
         "trials": f"{trials:,} of {plural(report['epochs'], 'epoch')} each",
         "validation": f"{report['validation']:,} samples",
-        "rule": f"margin {_margin(report['margin'])} %, sparsity by {report['sparsity']}",
+        "rule": f"{_rule(report)}, sparsity by {report['sparsity']}",
+        **({} if report["fine_tuning"] is None else {"fine-tuning": _fine_tuning(report["fine_tuning"])}),
         "workers": f"{workers['count']}, each with {each} on {workers['device']}",
         "disk": (
             f"at most {size(disk['trial'])} a trial, {size(disk['task'])} while a task is open; at the end "
@@ -83,6 +84,26 @@ def _growth(report: Mapping[str, Any]) -> str:
     units = numbers(most) if len(most) <= MANY else f"{sum(most):,}"
     groups = "" if len(most) <= MANY else f" in {len(most)} groups"
     return f"by {by}, of a group with fewer than {grow['below']} free: at most {units} units{groups} at the end"
+
+
+def _rule(report: Mapping[str, Any]) -> str:
+    if report["budget"] is None:
+        return f"margin {_margin(report['margin'])} %"
+    found = report["budget"]
+    tasks, most = plural(found["tasks"], "task"), units(list(found["first"].values()))
+    return f"budget for {tasks}, floor {number(found['floor'])} %, new units of the first at most {most}"
+
+
+def _fine_tuning(asked: Mapping[str, Any]) -> str:
+    """How a winner is trained again, and its own margin in place of the rule's."""
+    values = asked["alpha"] if isinstance(asked["alpha"], list) else [asked["alpha"]]
+    alpha = ", ".join(map(number, values))
+    if len(values) > MANY:
+        alpha = f"{number(min(values))} – {number(max(values))} in {len(values)} layers"
+    rounds = f"{'at most ' if asked['rounds'] > 1 else ''}{plural(asked['rounds'], 'round')}"
+    text = f"{rounds} of {plural(asked['epochs'], 'epoch')} at {number(asked['learning_rate'])}, α {alpha}"
+    margin = "" if asked["margin"] is None else f", pruned at a margin of {_margin(asked['margin'])} % instead"
+    return f"{text}{margin}"
 
 
 def _margin(margin: float | list[float]) -> str:

@@ -25,7 +25,8 @@ def replay(report: Mapping[str, Any]) -> RenderableType:
             continue
         freed = unit_columns(report["layers"], "freed")
         pick = (">\ncell", ">\nθ", ">would be\ncell", ">\nθ", ">\nvalidation", ">\ncost")
-        table = grid(">\ntask", ">margin\nwas", *pick, *freed, "\n")
+        limit = "floor" if report["rule"] == "budget" else "margin"
+        table = grid(">\ntask", f">{limit}\nwas", *pick, *freed, "\n")
         for task in replica["tasks"]:
             was, now = task["committed"], task["winner"]
             table.add_row(
@@ -48,4 +49,6 @@ def replay(report: Mapping[str, Any]) -> RenderableType:
         "cost: validation samples that the pick has right fewer than the commit; freed: units that it claims fewer. "
         "Exact up to the first task that differs; the tasks after it are given the history."
     )
+    if report["rule"] == "budget":
+        text += " The run's own rule is the budget rule; what is tried here is the margin rule."
     return Group(*parts, Text(text, style="dim"))

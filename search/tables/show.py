@@ -10,6 +10,7 @@ from rich.text import Text
 from search.tables.common import (
     alpha_cells,
     alpha_columns,
+    forked,
     grid,
     indent,
     of,
@@ -19,7 +20,7 @@ from search.tables.common import (
     unit_cells,
     unit_columns,
 )
-from search.text import clock, duration, members, number, percent, plural, size, theta
+from search.text import MANY, clock, duration, group_list, members, number, percent, plural, size, theta
 
 __all__ = ["show"]
 
@@ -27,12 +28,25 @@ __all__ = ["show"]
 def show(report: Mapping[str, Any]) -> RenderableType:
     """One commit explained, in the order in which it came about."""
     place = f"{of('replica', report['replica'], report['replicas'])}, {of('task', report['task'], report['count'])}"
-    parts: list[RenderableType] = [title(report["run"], place), indent(_facts(report)), Text()]
+    parts: list[RenderableType] = [title(report["run"], place + forked(report)), indent(_facts(report)), Text()]
     parts += [Text("the grid of the task", style="bold"), _trials(report), Text()]
+    if report["rounds"]:
+        parts += [Text("fine-tuning", style="bold"), _rounds(report), Text()]
     parts += [Text("units", style="bold"), _units(report), Text()]
     parts += [Text("weights", style="bold"), _weights(report), Text()]
     parts += [Text("where it comes from", style="bold"), _origin(report)]
     return Group(*parts)
+
+
+def _rounds(report: Mapping[str, Any]) -> Table:
+    """The winner pruned and trained again, round by round."""
+    claimed = unit_columns(report["layers"], "new")
+    table = grid(">\nround", ">\nθ", *claimed, ">\npruned", ">\ntrained again", "\nkept")
+    for one in report["rounds"]:
+        tuned = "diverged" if one["tuned"] is None else percent(one["tuned"]["accuracy"])
+        cells = (theta(one["theta"], digits=4), *unit_cells(one["claimed"]), percent(one["pruned"]["accuracy"]), tuned)
+        table.add_row(str(one["round"]), *cells, "trained again" if one["better"] else "as it was pruned")
+    return table
 
 
 def _units(report: Mapping[str, Any]) -> Table:
@@ -60,21 +74,45 @@ def _facts(report: Mapping[str, Any]) -> Table:
     alpha = ", ".join(f"{layer} {number(value)}" for layer, value in values.items())
     if len(values) > 1 and len(set(values.values())) == 1:
         alpha = f"{number(next(iter(values.values())))} in every layer"
-    sparsest = "fewest new units" if report["sparsity"] == "units" else "most weights left free"
+    tuned = " after fine-tuning" if report["rounds"] else ""
     facts = {
         "best accuracy": f"{score(report['best'])}, unpruned, over the whole grid",
-        "cut line": f"{score(report['needed'])}, at a margin of {number(report['margin'])} %",
+        "cut line": f"{score(report['needed'])}, at a {_limit(report)} of {number(report['margin'])} %",
         "candidates": f"{len(candidates)} of {plural(len(report['trials']), 'cell')} reach it unpruned",
-        "winner": f"cell {report['cell']}, the candidate with the {sparsest}",
+        **({} if report["budget"] is None else {"budget": _budget(report)}),
+        "winner": f"cell {report['cell']}, {_why(report)}",
         "α": alpha,
         "learning rate": number(report["learning_rate"]),
         "θ": theta(report["theta"]),
-        "validation": f"{score(report['validation'])}, before pruning {score(report['unpruned'])}",
+        "validation": f"{score(report['validation'])}{tuned}, before pruning {score(report['unpruned'])}",
         "test": score(report["test"]),
     }
     if not report["explained"]:
         facts["note"] = "the records give another winner now; verify says whether anything is damaged"
     return pairs(facts)
+
+
+def _limit(report: Mapping[str, Any]) -> str:
+    return "margin" if report["budget"] is None else "floor"
+
+
+def _budget(report: Mapping[str, Any]) -> str:
+    """What each group could claim at most; of many groups their sum."""
+    most = report["budget"]
+    named = ", ".join(f"{count:,} of {group}" for group, count in most.items())
+    text = named if len(most) <= MANY else f"{sum(most.values()):,} in {len(most)} groups"
+    return f"at most {text}"
+
+
+def _why(report: Mapping[str, Any]) -> str:
+    """Why the winner won."""
+    sparsest = "fewest new units" if report["sparsity"] == "units" else "most weights left free"
+    if report["over_budget"]:
+        over = group_list(report["over_budget"])
+        return f"the candidate with the {sparsest}: above the floor none fits the budget (over in {over})"
+    if report["budget"] is not None:
+        return "the most accurate that fits the budget"
+    return f"the candidate with the {sparsest}"
 
 
 def _trials(report: Mapping[str, Any]) -> Table:
@@ -90,9 +128,8 @@ def _trials(report: Mapping[str, Any]) -> Table:
             table.add_row(*head, unpruned, "", "", *("" for _ in claimed), why, style="dim")
             continue
         point = (theta(pruned["theta"], digits=4), percent(pruned["accuracy"]), *unit_cells(pruned["claimed"]))
-        table.add_row(
-            *head, unpruned, *point, "winner" if trial["winner"] else "", style="bold" if trial["winner"] else ""
-        )
+        marks = [word for word, holds in (("winner", trial["winner"]), ("over budget", pruned["over_budget"])) if holds]
+        table.add_row(*head, unpruned, *point, ", ".join(marks), style="bold" if trial["winner"] else "")
     return table
 
 

@@ -1,4 +1,4 @@
-"""The small ones: the shipped experiments, a verdict, what was deleted, what was exported."""
+"""The small ones: the shipped experiments, a verdict, what was deleted, what was exported, what was drawn."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from rich.text import Text
 from search.tables.common import grid
 from search.text import plural, size, units
 
-__all__ = ["deleted", "experiments", "exported", "verify"]
+__all__ = ["deleted", "drawn", "experiments", "exported", "verify"]
 
 
 def experiments(report: Mapping[str, Any]) -> RenderableType:
@@ -43,3 +43,9 @@ def exported(report: Mapping[str, Any]) -> RenderableType:
         f"{report['file']} ({size(report['size'])}): task {report['task']} of {report['run']}, replica "
         f"{report['replica']}, as {report['kind']}; {used} units of {wide}, fingerprint checked"
     )
+
+
+def drawn(report: Mapping[str, Any]) -> RenderableType:
+    """The page that was written, in a line."""
+    counts = [plural(report[key], key[:-1]) for key in ("replicas", "commits", "trials")]
+    return Text(f"{report['file']} ({size(report['size'])}): {report['run']}, {', '.join(counts)}")

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from search.tables.common import grid, indent, title, unit_cells, unit_columns
+from search.tables.common import fit, forked, grid, indent, title, unit_cells, unit_columns
 from search.text import clock, duration, members, percent, plural
 
 __all__ = ["run_block", "status"]
@@ -25,7 +25,7 @@ def status(report: Mapping[str, Any]) -> RenderableType:
 
 def run_block(run: Mapping[str, Any]) -> list[RenderableType]:
     shape = f"{run['count']} tasks of {run['tasks']}, {run['head']} head, {plural(len(run['replicas']), 'replica')}"
-    parts: list[RenderableType] = [title(run["run"], f"{run['state']}: {shape}")]
+    parts: list[RenderableType] = [title(run["run"], f"{run['state']}: {shape}{forked(run)}")]
     if run["reason"]:
         parts.append(Text(run["reason"]))
     free = [column.replace("\n", " ") for column in unit_columns(list(run["units"]), "free")]
@@ -39,6 +39,8 @@ def run_block(run: Mapping[str, Any]) -> list[RenderableType]:
             "  ".join(f"{100 * test['accuracy']:.2f}" for test in replica["test"]) or "–",
         )
     parts.append(indent(table))
+    if any(replica["forecast"] for replica in run["replicas"]):
+        parts.append(indent(_forecasts(run)))
     if run["running"]:
         parts.append(indent(_jobs(run)))
     return [*parts, *(indent(Text(line)) for line in _remarks(run))]
@@ -49,6 +51,37 @@ def _cells(cells: Mapping[str, int] | None) -> str:
         return "–"
     extra = [f"{cells[word]} {word}" for word in ("diverged", "running") if cells[word]]
     return f"{cells['finished']} of {cells['total']}" + (f" ({', '.join(extra)})" if extra else "")
+
+
+def _forecasts(run: Mapping[str, Any]) -> Table:
+    """Up to which task the units of each group last; of more than two groups the one that is full first."""
+    groups = list(run["units"])
+    each = groups if fit(groups, 2) else []
+    table = grid(">replica", *(f"forecast for {group}" for group in each), *([] if each else ["forecast"]))
+    for replica in run["replicas"]:
+        found = replica["forecast"]
+        if each:
+            cells = [_lasts(found[group], run["count"]) if found else "–" for group in each]
+        else:
+            first = min(found, key=lambda group: _order(found[group]), default=None)
+            cells = ["–" if first is None else f"{first}: {_lasts(found[first], run['count'])}"]
+        table.add_row(str(replica["replica"]), *cells)
+    return table
+
+
+def _order(found: Mapping[str, Any]) -> tuple[float, float]:
+    """The sooner a group is full, the less; then the fewer tasks it lasts for."""
+    full, more = (float("inf") if found[key] is None else found[key] for key in ("full", "more"))
+    return full, more
+
+
+def _lasts(found: Mapping[str, Any], count: int) -> str:
+    if found["full"] is not None:
+        return f"full at task {found['full']} of {count}"
+    if found["grows"]:
+        return "grows before it is full"
+    whole, more = f"lasts for all {plural(count, 'task')}", found["more"]
+    return whole if more is None else f"{whole}, {more:,.{1 if more < 10 else 0}f} more"
 
 
 def _jobs(run: Mapping[str, Any]) -> Table:

@@ -1,11 +1,18 @@
 """Mean activity against a plain float64 computation."""
 
+import math
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from clnp.activity import mean_activity
+from clnp.activity import by_layer, mean_activity
 from clnp.errors import Diverged
+from clnp.network import FREE, Network
+from clnp.tasks import Split
+from clnp.thresholds import claims_at, curve, staircase
 
 
 @pytest.mark.parametrize("samples", [1, 999, 1000, 2345])
@@ -137,3 +144,67 @@ def test_the_same_on_a_gpu(make_network):
     there = mean_activity(network.copy().to("cuda"), x)
     for name, mean in mean_activity(network, x).items():
         torch.testing.assert_close(there[name], mean, rtol=1e-5, atol=1e-6)
+
+
+# The order by layer
+
+
+def test_the_scale_is_the_mean_of_the_free_units_that_are_not_silent(make_network):
+    network = make_network((4, 3))
+    first, second = network.groups
+    network.owner(first)[0] = 0
+    activity = {first.name: torch.tensor([100.0, 1.0, 0.0, 3.0]), second.name: torch.zeros(3)}
+    activity = {name: means.double() for name, means in activity.items()}
+    found = by_layer(network, activity)
+    assert found[first.name].tolist() == [50.0, 0.5, 0.0, 1.5], "neither old nor silent units count"
+    assert found[second.name].tolist() == [0.0, 0.0, 0.0], "nothing lives: nothing to divide by"
+    assert activity[first.name].tolist() == [100.0, 1.0, 0.0, 3.0]
+
+
+@given(means=st.lists(st.floats(0, 1e6), min_size=3, max_size=40), order=st.randoms())
+def test_the_scale_does_not_depend_on_the_order_of_a_sum(means, order):
+    """θ is one unit's number to the bit, measured by one worker and compared by another (Promise 2)."""
+    network = Network(nn.Sequential(nn.Linear(2, len(means)), nn.ReLU(), nn.Linear(len(means), 2)))
+    name = network.groups[0].name
+    shuffled = order.sample(means, len(means))
+    one, other = (
+        by_layer(network, {name: torch.tensor(each, dtype=torch.float64)})[name] for each in (means, shuffled)
+    )
+    assert sorted(one.tolist()) == sorted(other.tolist())
+    rising = [value for _, value in sorted(zip(means, one.tolist(), strict=True))]
+    assert rising == sorted(rising), "no unit goes before a less active one of its layer"
+    assert all(math.isfinite(value) for value in rising)
+
+
+def test_a_layer_of_small_activities_is_not_cut_first(make_network):
+    """One raw θ takes every unit of the first layer before any of the second; by layer both lose their weakest."""
+    network = make_network((4, 4), head="multi")
+    network.place_head(0)
+    first, second = network.groups
+    activity = {
+        first.name: torch.tensor([0.01, 0.02, 0.03, 0.06], dtype=torch.float64),
+        second.name: torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64),
+    }
+    shared = claims_at(network, activity, 0.05)
+    assert [int(shared[group.name].sum()) for group in network.groups] == [1, 4]
+    layers = claims_at(network, by_layer(network, activity), 0.7)
+    assert [int(layers[group.name].sum()) for group in network.groups] == [2, 2]
+
+
+@pytest.mark.parametrize("committed", [0, 1])
+def test_the_staircase_of_the_order_by_layer_is_that_of_its_curve(make_network, committed):
+    """One nested chain, so the fast scan holds for it as for the shared θ."""
+    network = make_network((12, 9), head="single", committed=committed, seed=3)
+    x = torch.randn(200, 5)
+    split = Split(x, torch.randint(0, network.output.units, (200,)))
+    order = by_layer(network, mean_activity(network, x))
+    found, points = staircase(network, order, split), curve(network, order, split)
+    steps, best = [], -1
+    for point in reversed(points):
+        if point.correct > best:
+            steps.append(point)
+            best = point.correct
+    assert found.points == tuple(reversed(steps))
+    claimed = [sum(point.claimed) for point in points]
+    assert claimed == sorted(claimed, reverse=True)
+    assert all((network.owner(group) == FREE).any() for group in network.groups)

@@ -106,8 +106,8 @@ def draw_numbers(module, source):
     return module.eval()
 
 
-def draw_transform(shape, source, *, permute=True, scale=255.0):
-    return Transform(torch.randperm(math.prod(shape), generator=source) if permute else None, scale, shape)
+def draw_transform(shape, source, *, permute=True, scale=255.0, inverted=False):
+    return Transform(torch.randperm(math.prod(shape), generator=source) if permute else None, scale, shape, inverted)
 
 
 def pixels(count, shape, source, largest=255):
@@ -175,11 +175,14 @@ def architectures(draw):
     scale=st.sampled_from([255.0, 16.0, 1.0, 0.3]),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.uint8]),
     flat=st.booleans(),
+    inverted=st.booleans(),
 )
-def test_it_answers_raw_pixels_as_the_evaluator_answers_the_tasks_samples(architecture, permute, scale, dtype, flat):
+def test_it_answers_raw_pixels_as_the_evaluator_answers_the_tasks_samples(
+    architecture, permute, scale, dtype, flat, inverted
+):
     shape, module, seed = architecture
     source = torch.Generator().manual_seed(seed)
-    transform = draw_transform(shape, source, permute=permute, scale=scale)
+    transform = draw_transform(shape, source, permute=permute, scale=scale, inverted=inverted)
     raw = pixels(9, shape, source)
     expected = logits(module, transform(raw.to(torch.uint8)))
     raw = raw.to(dtype)
@@ -220,6 +223,8 @@ def test_all_digits_of_a_quotient_are_those_of_the_tasks():
     for scale in (255.0, 16.0):
         found = Exported(Transform(None, scale, (1,)), module)(raw)
         assert torch.equal(found, torch.arange(256, dtype=torch.uint8).unsqueeze(1).float().div_(scale))
+    inverted = Exported(Transform(None, 255.0, (1,), inverted=True), module)
+    assert torch.equal(inverted(raw), Exported(Transform(None, 255.0, (1,)), module)(raw.flip(0)))
 
 
 def test_a_float64_network_is_given_the_tasks_float32_samples():
@@ -279,6 +284,43 @@ def test_any_network_comes_back_bit_for_bit(tmp_path, architecture, dtype):
     found = load(tmp_path / "any.safetensors")(raw)
     assert found.dtype == dtype
     assert torch.equal(found, exported(raw))
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual"])
+def test_the_inversion_of_a_tasks_samples_goes_with_the_network(tmp_path, name):
+    exported, transform, raw = drawn(name, inverted=True)
+    expected = logits(exported.subnetwork, transform(raw))
+    assert torch.equal(logits(exported, raw), expected)
+    path = tmp_path / "network.safetensors"
+    for _ in range(2):  # what was read can be written again
+        save(exported, path)
+        exported = load(path)
+        assert torch.equal(logits(exported, raw), expected)
+    with safe_open(path, framework="np") as file:
+        architecture = json.loads(file.metadata()["architecture"])
+    # A version of its own: a program that knows the first alone must not answer as if nothing were inverted.
+    assert (architecture["version"], architecture["inverted"]) == (2, True)
+
+
+def test_a_file_that_knows_no_inversion_is_as_it_always_was(tmp_path):
+    """What was written before inversion was known still loads, and what knows none reads what is written now."""
+    architecture = (
+        '{"version": 1, "shape": [2], "classes": 2, "dtype": "float32", "nodes": [{"name": "0", "kind": "Linear", '
+        '"arguments": {"in_features": 2, "out_features": 2, "bias": true}, "inputs": ["x"]}], "output": "0"}'
+    )
+    before = {
+        "transform.permutation": torch.tensor([1, 0]),
+        "transform.scale": torch.tensor(16.0),
+        "subnetwork.0.weight": torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+        "subnetwork.0.bias": torch.zeros(2),
+    }
+    safetensors.torch.save_file(before, tmp_path / "before.safetensors", metadata={"architecture": architecture})
+    loaded = load(tmp_path / "before.safetensors")
+    assert torch.equal(loaded(torch.tensor([[16.0, 32.0]])), torch.tensor([[4.0, 10.0]]))
+    module = nn.Sequential(nn.Linear(2, 2))
+    module.load_state_dict({f"0.{name}": before[f"subnetwork.0.{name}"] for name in ("weight", "bias")})
+    save(Exported(Transform(before["transform.permutation"], 16.0, (2,)), module), tmp_path / "now.safetensors")
+    assert (tmp_path / "now.safetensors").read_bytes() == (tmp_path / "before.safetensors").read_bytes()
 
 
 def test_the_same_network_gives_the_same_bytes(tmp_path):
@@ -469,8 +511,11 @@ CONV, FC = 0, -1  # nodes of the residual network: its stem, its output layer
 CODE = "__import__('os').system('true')"
 TOUCHED = {
     "no version": (drop("version"), "its architecture has no version"),
-    "later version": (put("version", 2), r"has version 2 and this program reads 1; read it with the version of clnp"),
-    "true version": (put("version", True), "has version True and this program reads 1"),
+    "later version": (put("version", 3), r"has version 3 and this program reads 1 and 2; read it with the version of"),
+    "true version": (put("version", True), "has version True and this program reads 1 and 2"),
+    "version without its field": (put("version", 2), r"has the fields .*, not \[.*'inverted'"),
+    "field of another version": (put("inverted", True), r"has the fields .*'inverted'.*, not"),
+    "inversion of text": (lambda found: found.update(version=2, inverted="no"), "its architecture has inverted 'no'"),
     "missing field": (drop("classes"), r"has the fields \['dtype', 'nodes', 'output', 'shape', 'version'\], not"),
     "surplus field": (put("code", CODE), "has the fields .*'code'"),
     "shape of text": (put("shape", "25"), "its architecture has shape '25'"),
@@ -655,7 +700,7 @@ def check_close(found, expected):
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("ending", ["onnx", "pt2"])
 def test_other_runtimes_answer_as_the_evaluator_for_batches_of_any_size(tmp_path, name, ending, capfd, recwarn):
-    exported, transform, raw = drawn(name, permute=name != "averaged")
+    exported, transform, raw = drawn(name, permute=name != "averaged", inverted=name in ("mlp", "residual"))
     path = tmp_path / f"network.{ending}"
     save(exported, path)
     assert capfd.readouterr() == ("", "")

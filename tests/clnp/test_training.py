@@ -652,6 +652,8 @@ def test_without_a_batchnorm_a_batch_of_one_sample_is_a_batch():
         (lambda: Settings(1, 16, momentum=0.9), "momentum is 0.9, but adam has none"),
         (lambda: Settings(1, 16, weight_decay=0.1), 'weight_decay is 0.1, but adam has none; use optimizer "adamw"'),
         (lambda: Settings(1, 16, optimizer="adamw", weight_decay=-0.1), "weight_decay is -0.1; it must be finite"),
+        (lambda: Settings(1, 16, norm_alpha=-1.0), "norm_alpha is -1.0; it must be finite and at least 0"),
+        (lambda: Settings(1, 16, norm_alpha=math.nan), "norm_alpha is nan; it must be finite and at least 0"),
         (lambda: Settings(1, 16, optimizer="adamw", weight_decay=math.inf), "weight_decay is inf; it must be finite"),
         (lambda: Settings(1, 16, optimizer="adamw", momentum=0.9), "momentum is 0.9, but adamw has none"),
         (lambda: Settings(1, 16, patience=3), "patience is 3 without early_stopping"),
@@ -719,3 +721,33 @@ def test_a_stack_has_the_same_winner_as_its_members_alone(kind):
     assert found[0].winner.index == found[1].winner.index
     assert found[0].candidates == found[1].candidates
     assert len(found[0].candidates) > 1
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_l1_on_batchnorms_reaches_the_scales_and_shifts_of_free_channels_alone(optimizer):
+    """And weight decay does not, though α names them."""
+    made = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+    network = open_task(Network(made), seed=0)
+    (group,), (norm,) = network.groups, network.norms
+    network.norm(norm).weight.data.mul_(-0.5)
+    commit(network, {group.name: torch.arange(5) < 2})
+    opened, (train_split, validation) = open_task(network, seed=0), splits()
+    decay = {"weight_decay": 0.5} if optimizer == "adamw" else {}
+
+    def scale(norm_alpha, rate):
+        settings = Settings(1, 70, optimizer=optimizer, norm_alpha=norm_alpha, **decay)
+        (found,) = train(opened, train_split, validation, [member(rate=rate, layers=2)], settings, seed=0)
+        trained = with_free(opened, found.free).norm(norm)
+        return trained.weight.detach(), trained.bias.detach()
+
+    (scale_0, shift_0), (scale_1, shift_1) = scale(0.0, 0.01), scale(100.0, 0.01)
+    old = network.norm(norm)
+    assert torch.equal(bits(scale_1[:2]), bits(old.weight[:2]))
+    assert torch.equal(bits(shift_1[:2]), bits(old.bias[:2]))
+    # A free channel begins with scale 1 and shift 0, whose sign is 0.
+    assert (scale_1[2:] <= scale_0[2:]).all()
+    assert torch.equal(shift_1[2:], shift_0[2:])
+    if optimizer == "sgd":
+        torch.testing.assert_close(scale_1[2:], scale_0[2:] - 0.01 * 100.0)
+    else:  # Adam's first step is as long as the rate; of a decay it would be longer.
+        torch.testing.assert_close(scale_1[2:], torch.full((3,), 0.99))

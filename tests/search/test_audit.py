@@ -247,3 +247,31 @@ def test_it_says_how_far_it_is(store):
     told: list[str] = []
     verify(store, "audited", note=told.append)
     assert told == ["replica 1, task 1 of 3", "replica 1, task 2 of 3", "replica 1, task 3 of 3"]
+
+
+def test_the_budget_rule_is_what_a_run_under_it_is_checked_by(tmp_path):
+    """Promise 4: what each task was to share is taken from the commits before it."""
+    keys = {"tasks": {"count": 2}, "model": {"hidden": [64, 64]}, "training": {"epochs": 6}}
+    grid = {"grid": {"alpha": [0.001], "learning_rate": [0.01]}, "rule": {"kind": "budget", "tasks": 2, "floor": 10.0}}
+    experiment = Experiment.model_validate({"name": "audited", **keys, **grid})
+    with open_store(f"sqlite:///{tmp_path / 'a.db'}") as store, open(tmp_path / "log", "w") as log:
+        with open_view(log) as view:
+            assert run_experiment(store, experiment, name="audited", backend="inline", view=view) == 0
+        report = verify(store, "audited")
+        assert report["problems"] == []
+        history = store.history("audited")
+        above = {
+            place: [point for point in history.cells[place][0].staircase if point.correct >= commit.needed]
+            for place, commit in history.commits.items()
+        }
+        assert any(commit.point != above[place][-1] for place, commit in history.commits.items()), (
+            "the margin rule would explain it as well"
+        )
+        first = history.commits[0, 0]
+        assert first.over_budget == tuple(
+            name for name, units in zip(("hidden1", "hidden2"), first.claimed, strict=True) if units > 32
+        )
+        change_commit(store, 0, lambda record: record.update(over_budget=["output"]))
+        (problem,) = verify(store, "audited")["problems"]
+        assert problem.startswith("replica 1, task 1: by the records it is over budget in ")
+        assert problem.endswith(", but recorded is output")

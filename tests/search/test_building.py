@@ -14,6 +14,7 @@ import search.building
 import search.own_code
 from clnp.models import mlp
 from clnp.network import Network
+from clnp.tasks import dataset_sha256, split, split_cifar, validation_count, views
 from search.building import build_network, build_sequence, build_task, data_sha256, forget, grown, resolve
 from search.errors import BadInput
 from search.experiment import Experiment, differences, read_experiment
@@ -256,6 +257,61 @@ def test_growth_keeps_what_is_there() -> None:
             grown(network, wrong)
 
 
+@pytest.mark.parametrize("tasks", [{"order": "shuffled"}, {}])
+def test_split_cifar_is_that_of_the_method(small_cifar: Path, tasks: dict[str, Any]) -> None:
+    experiment = Experiment.model_validate({"tasks": {"kind": "split-cifar", "count": 3, **tasks}, "seed": 5})
+    data = str(small_cifar)
+    made = split_cifar(count=3, seed=6, validation=0.1, data_dir=data, order=tasks.get("order", "label"))
+    found = build_sequence(experiment, 1, data)
+    assert [found.sha256(index) for index in range(3)] == [made.sha256(index) for index in range(3)]
+    assert torch.equal(build_task(experiment, 1, 2, data).train.x, made.task(2).train.x)
+
+
+def test_views_and_shuffled_classes_are_those_of_the_method(small_mnist: Path) -> None:
+    data = str(small_mnist)
+    given: dict[str, Any] = {"seed": 0, "validation": 0.1, "data_dir": data}
+    for tasks, made in (
+        ({"kind": "views", "count": 5}, views(count=5, **given)),
+        (
+            {"kind": "split", "dataset": "mnist", "classes": 2, "count": 5, "order": "shuffled"},
+            split("mnist", classes=2, count=5, order="shuffled", **given),
+        ),
+    ):
+        found = build_sequence(Experiment.model_validate({"tasks": tasks}), 0, data)
+        assert [found.sha256(index) for index in range(5)] == [made.sha256(index) for index in range(5)]
+
+
+def test_the_data_of_several_data_sets_are_known_by_all_of_them(small_cifar: Path) -> None:
+    """However few tasks there are: more may be asked for later, and are of the same run."""
+    data = str(small_cifar)
+
+    def known(**tasks: Any) -> str:
+        return data_sha256(Experiment.model_validate({"tasks": tasks}), data)
+
+    assert known(kind="split-cifar", count=1) == known(kind="split-cifar", count=11, order="shuffled")
+    one = known(kind="split", dataset="cifar-10", classes=2)
+    assert one == dataset_sha256("cifar-10", data) != known(kind="split-cifar")
+    assert known(dataset="cifar-100") == dataset_sha256("cifar-100", data) != known(kind="split-cifar")
+
+
+def test_all_data_that_are_absent_are_named(tmp_path: Path) -> None:
+    for kind, names in (("split-cifar", ("CIFAR-10 ", "CIFAR-100 ")), ("views", ("MNIST ", "Fashion-MNIST "))):
+        with pytest.raises(BadInput) as caught:
+            data_sha256(Experiment.model_validate({"tasks": {"kind": kind}}), str(tmp_path))
+        for name in names:
+            assert f"{name}is not in {tmp_path}" in str(caught.value)
+        assert str(caught.value).count("Get it with\n  python -c ") == 2
+
+
+@pytest.mark.parametrize("tasks", [{"kind": "split-cifar", "count": 11}, {"kind": "views", "count": 16}])
+@pytest.mark.parametrize("kind", ["split-cifar-narrow", "split-cifar-wide"])
+def test_the_paper_s_networks_fit_the_sequences_of_images(tasks: dict[str, Any], kind: str) -> None:
+    """Without the data: a plan needs none."""
+    experiment = resolve(Experiment.model_validate({"tasks": tasks, "model": {"kind": kind, "width": 0.1}}))
+    assert experiment.outline.shape == experiment.task_sizes(0)[0].shape
+    assert experiment.outline.validation == validation_count(0.1, experiment.task_sizes(0)[0].train)
+
+
 def test_a_map_too_small_is_refused() -> None:
     wide = Experiment.model_validate({"model": {"kind": "split-cifar-wide"}, "tasks": {"kind": "split", "classes": 2}})
     with pytest.raises(BadInput, match=r"split-cifar-wide: shape is \(1, 8, 8\), a map of 8 × 8; .* at least 23 × 23"):
@@ -313,6 +369,22 @@ def test_a_batch_of_one_is_refused_before_training(read: Callable[..., Experimen
     )
     with pytest.raises(BadInput, match=r"training.batch_size: of 36 training samples in batches of 5 the last .* 1"):
         resolved(experiment)
+
+
+def test_a_batch_of_one_in_a_later_replica_is_refused_before_training(read: Callable[..., Experiment]) -> None:
+    """Each replica's seed draws which classes a task has, and they are not equally large."""
+    tasks = {"kind": "split", "classes": 2, "count": 2, "order": "shuffled"}
+    sizes = [read(tasks=tasks).task_sizes(replica) for replica in range(2)]
+    trains = [{one.train - validation_count(0.1, one.train) for one in each} for each in sizes]
+    samples = min(trains[1] - trains[0])
+    batch = {"batch_size": next(size for size in range(20, 300) if samples % size == 1 and _whole(trains[0], size))}
+    assert resolved(read(model={"kind": "mynets:normed"}, tasks=tasks, training=batch)).replicas == 1
+    with pytest.raises(BadInput, match=f"training.batch_size: of {samples} training samples in batches of"):
+        resolved(read(model={"kind": "mynets:normed"}, tasks=tasks, training=batch, replicas=2))
+
+
+def _whole(trains: set[int], batch: int) -> bool:
+    return all(samples % batch != 1 for samples in trains)
 
 
 BROKEN = {

@@ -180,6 +180,53 @@ def test_tasks_and_replicas_may_grow(finished, tmp_path, capsys):
     assert report["changed"] == 0
 
 
+def test_a_fork_is_made_continued_and_planned(finished, tmp_path, capsys):
+    storage = copied(finished, tmp_path)
+    file = write(tmp_path, tasks={"count": 2}, rule={"margin": 5})
+    options = [file, "--from", "small", "--task", "1", "--name", "bold", "--storage", storage, "--format", "json"]
+    assert main(["plan", *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["origin"] == "forked from small after task 1"
+    assert [(grid["first"], grid["last"]) for grid in report["grids"]] == [(2, 2)]
+    assert main(["run", *options, "--backend", "inline"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert main(["delete", "small", "--yes", "small", "--storage", storage]) == 0
+    capsys.readouterr()
+    assert main(["run", *options, "--backend", "inline"]) == 0
+    assert json.loads(capsys.readouterr().out) == made
+    assert main(["resume", "bold", "--storage", storage, "--format", "json", "--backend", "inline"]) == 0
+    assert json.loads(capsys.readouterr().out) == made
+    assert main(["verify", "bold", "--storage", storage]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--from", "small"], "--from needs --task T: a fork begins with the first T tasks of run NAME"),
+        (["--task", "1"], "--task needs --from NAME: a fork begins with the first T tasks of run NAME"),
+        (["--from", "small", "--task", "1"], "--from small: this is the new run's own name"),
+        (["--from", "small", "--task", "3", "--name", "new"], "has committed 2 tasks, and --task is 3"),
+    ],
+)
+def test_what_cannot_be_forked_ends_with_2(finished, storage, capsys, options, said):
+    """Promise 8."""
+    before = contents(finished[0])
+    file = str(finished[0] / "experiment.yaml")
+    for command in (["run", file, "--backend", "inline"], ["plan", file]):
+        assert main([*command, *options, "--storage", storage]) == 2
+        assert said in capsys.readouterr().err
+    assert contents(finished[0]) == before
+
+
+def test_a_fork_needs_a_database(tmp_path, capsys):
+    storage = f"sqlite:///{tmp_path / 'none.db'}"
+    for command in ("plan", "run"):
+        fork = [command, write(tmp_path), "--from", "other", "--task", "1", "--storage", storage]
+        assert main(fork) == 2
+        assert "--from other: no run is called that" in capsys.readouterr().err
+    assert not (tmp_path / "none.db").exists()
+
+
 def test_delete_asks_for_the_name(finished, tmp_path, monkeypatch, capsys):
     delete = ["delete", "small", "--storage", copied(finished, tmp_path)]
     before = contents(tmp_path)
@@ -193,6 +240,71 @@ def test_delete_asks_for_the_name(finished, tmp_path, monkeypatch, capsys):
     assert main(delete) == 0
     assert capsys.readouterr().out.startswith("small is deleted: 4 Optuna studies, ")
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+# Sequences of images
+
+
+IMAGES = {
+    "model": {"hidden": [160, 160]},
+    "head": "multi",
+    "validation": 0.3,
+    "replicas": 1,
+    "grid": {"alpha": [0.0001], "learning_rate": [0.002]},
+    "training": {"epochs": 12, "batch_size": 4},
+    "rule": {"margin": 10},
+}
+SPLIT_CIFAR = {**IMAGES, "tasks": {"kind": "split-cifar", "count": 2, "order": "shuffled"}}
+
+
+def test_split_cifar_runs_and_is_verified(small_cifar, tmp_path, capsys):
+    """On files of the real format, through torchvision's own loaders."""
+    storage, data = f"sqlite:///{tmp_path / 'a.db'}", ["--data-dir", str(small_cifar)]
+    file = write(tmp_path, **SPLIT_CIFAR)
+    assert main(["run", file, *data, "--backend", "inline", "--storage", storage, "--format", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["changed"] == 0
+    assert len(report["replicas"][0]["tasks"]) == 2
+    assert main(["verify", "small", *data, "--storage", storage]) == 0
+    assert main(["status", "small", "--storage", storage]) == 0
+    assert "2 tasks of cifar-10 and cifar-100, multi head" in capsys.readouterr().out
+
+
+def test_the_plan_of_data_that_are_absent_is_made_and_warns(tmp_path, monkeypatch, capsys):
+    """The run is refused, with what to do, before anything starts."""
+    nowhere = ["--data-dir", str(tmp_path / "nowhere")]
+    narrow = {"kind": "split-cifar-narrow"}
+    file = write(tmp_path, **{**SPLIT_CIFAR, "tasks": {"kind": "split-cifar", "count": 11}, "model": narrow})
+    assert main(["plan", file, *nowhere, "--format", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["tasks"], report["count"], report["shape"]) == ("cifar-10 and cifar-100", 11, [3, 32, 32])
+    assert re.search(r"CIFAR-10 is not in .*nowhere.*CIFAR-100 is not in", report["warnings"][-1], re.DOTALL)
+    message = r"CIFAR-10 is not in .*: data_batch_1 is missing. Get it with\n  python -c .*download\('cifar-10', "
+    refused(tmp_path, monkeypatch, capsys, ["run", file, "--backend", "inline", *nowhere], message)
+
+
+def test_a_batch_file_that_is_another_is_refused(small_cifar, tmp_path, monkeypatch, capsys):
+    """Promise 7: it is not unpickled."""
+    (small_cifar / "cifar-100-python" / "meta").write_bytes(b"cos\nabort\n(tR.")  # would end this process
+    run = ["run", write(tmp_path, **SPLIT_CIFAR), "--backend", "inline", "--data-dir", str(small_cifar)]
+    refused(tmp_path, monkeypatch, capsys, run, r"meta is not the file of CIFAR-100: its MD5 is .*get it again with")
+
+
+def test_the_network_of_an_inverted_task_answers_raw_images(small_mnist, tmp_path, capsys):
+    """What the file holds turns black into white itself: its answers are right as often as the run's were."""
+    from clnp.export import load
+    from clnp.tasks.vision import read_images
+
+    storage, data = f"sqlite:///{tmp_path / 'a.db'}", ["--data-dir", str(small_mnist)]
+    file = write(tmp_path, **{**IMAGES, "tasks": {"kind": "views", "count": 5}})
+    assert main(["run", file, *data, "--backend", "inline", "--storage", storage, "--format", "json"]) == 0
+    tasks = json.loads(capsys.readouterr().out)["replicas"][0]["tasks"]
+    for task in (3, 5):  # MNIST by a quarter turn, and inverted
+        path = tmp_path / f"{task}.safetensors"
+        assert main(["export", "small", "--task", str(task), "--to", str(path), *data, "--storage", storage]) == 0
+        images, labels = read_images("mnist", small_mnist, test=True)
+        found = load(path)(images.reshape(-1, 1, 28, 28)).argmax(1)
+        assert int((found == labels).sum()) == tasks[task - 1]["test"]["correct"]
 
 
 # Where the database is named
@@ -306,6 +418,7 @@ def test_another_experiment_under_the_same_name(finished, storage, tmp_path, cap
         ["show", "other"],
         ["replay", "other", "--margin", "1"],
         ["verify", "other"],
+        ["report", "other", "--to", "nowhere"],
         ["delete", "other"],
     ],
 )
@@ -348,7 +461,8 @@ def test_an_argument_that_is_not_understood_ends_with_2(capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "experiments", "plan", "run", "resume", "status", "show", "replay", "verify", "export", "delete"]
+    "name",
+    ["", "experiments", "plan", "run", "resume", "status", "show", "replay", "verify", "export", "report", "delete"],
 )
 def test_every_command_has_help_with_an_example(capsys, name):
     with pytest.raises(SystemExit) as ended:
@@ -382,9 +496,10 @@ def in_process(*commands: list[str]) -> list[str]:
     return done.stderr.splitlines()
 
 
-def test_what_only_reads_records_imports_no_torch_and_no_ray(storage):
+def test_what_only_reads_records_imports_no_torch_and_no_ray(storage, tmp_path):
     commands = [[*COMMANDS[name], "--storage", storage] for name in ("experiments", "status", "show", "replay")]
-    assert in_process(*commands) == ["experiments 0 []", "status 0 []", "show 0 []", "replay 0 []"]
+    commands.append(["report", "small", "--to", str(tmp_path), "--storage", storage])
+    assert in_process(*commands) == ["experiments 0 []", "status 0 []", "show 0 []", "replay 0 []", "report 0 []"]
 
 
 def test_help_imports_no_torch_and_no_ray_and_is_there_at_once():

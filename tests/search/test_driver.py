@@ -184,6 +184,18 @@ def test_other_versions_are_said_and_recorded(
     assert any("torch was" in note for note in view.notes)
 
 
+def test_a_fork_that_was_interrupted_while_copying_trains_nothing(
+    drive: Callable[..., int], files: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search.driver, "copy_tasks", lambda *_, **__: False)
+    drive()
+    (attempt,) = files.attempts("small")
+    row = files.run("small")
+    assert row is not None
+    assert (row.state, attempt.outcome, files.holder("small")) == ("open", "interrupted", None)
+    assert files.history("small").openings == {}
+
+
 def test_a_live_driver_keeps_others_out(drive: Callable[..., int], files: Store) -> None:
     chosen = experiment()
     with files.take("small", experiment_json=chosen.to_json(), data="d" * 64, versions={}), pytest.raises(BadInput):

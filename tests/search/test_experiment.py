@@ -14,6 +14,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from clnp.tasks import class_counts, validation_count
 from search.errors import BadInput
 from search.experiment import Experiment, differences, read_experiment, schema, shipped
 
@@ -127,22 +128,23 @@ MISTAKES = {
     # unknown keys
     "taks: {}": "taks is not a known key; did you mean tasks?",
     "grid: {alhpa: [1]}": "grid.alhpa is not a known key; did you mean grid.alpha?",
-    "epochs: 3": "epochs is not a known key; did you mean training.epochs?",
+    "epochs: 3": "epochs is not a known key; did you mean training.epochs or fine_tuning.epochs?",
     "kind: mlp": "kind is not a known key; did you mean tasks.kind or model.kind or rule.kind?",
     "training: {Batch-Size: 3}": "training.Batch-Size is not a known key; did you mean training.batch_size?",
     "worker: {zzz: 3}": "worker.zzz is not a known key; known here: cpu, gpu, cells",
-    "grid: {after_first: {margin: 1}}": "grid.after_first.margin is not a known key; did you mean rule.margin?",
+    "grid: {after_first: {margin: 1}}": "grid.after_first.margin is not a known key; did you mean rule.margin or "
+    "fine_tuning.margin?",
     # wrong types
     "name: [a]": "name is [\"a\"]; use 1 to 100 letters, digits, '.', '_' and '-', beginning with a letter or digit",
     "name: a b": "name is \"a b\"; use 1 to 100 letters, digits, '.', '_' and '-', beginning with a letter or digit",
     "description: 3": "description is 3; give text; put it in quotes if it reads as something else",
-    "tasks: 5": "tasks is 5; give a section with keys: kind, dataset, classes, count, options",
+    "tasks: 5": "tasks is 5; give a section with keys: kind, dataset, classes, order, samples, count, options",
     "training:": "training is null; give a section with keys: epochs, batch_size, optimizer, momentum, "
-    "weight_decay, early_stopping, patience",
+    "weight_decay, norm_alpha, early_stopping, patience",
     "tasks: {count: many}": 'tasks.count is "many"; give a whole number of at least 1',
     "tasks: {count: 2.0}": "tasks.count is 2.0; give a whole number of at least 1",
     "tasks: {count: true}": "tasks.count is true; give a whole number of at least 1",
-    "tasks: {dataset: minst}": 'tasks.dataset is "minst"; give digits, mnist or fashion-mnist',
+    "tasks: {dataset: minst}": 'tasks.dataset is "minst"; give digits, mnist, fashion-mnist, cifar-10 or cifar-100',
     "model: {hidden: 400}": "model.hidden is 400; give a list of widths, one a hidden layer, at least one",
     "head: both": 'head is "both"; give single or multi',
     "head: [single]": 'head is ["single"]; give single or multi',
@@ -209,14 +211,23 @@ MISTAKES = {
     "for each of hidden1, output",
     "grid: {after_first: {alpha: [[1, 2]]}}": f"grid.after_first.alpha[0] is [1.0, 2.0]; {THREE}",
     "rule: {margin: [1, 2]}": "rule.margin is [1.0, 2.0]; give one value, or one for each of the 5 tasks, not 2",
+    "fine_tuning: {margin: [1, 2]}": "fine_tuning.margin is [1.0, 2.0]; give one value, or one for each of the 5 "
+    "tasks, not 2",
+    "{rule: {kind: budget, tasks: 9}, fine_tuning: {margin: 1}}": "fine_tuning.margin is 1.0; the budget rule has "
+    "floor instead: leave it out",
+    "fine_tuning: {alpha: [1, 2]}": f"fine_tuning.alpha is [1.0, 2.0]; {THREE}",
+    "fine_tuning: {alpha: -1}": f"fine_tuning.alpha is -1; a negative α would make weights grow: {NUMBER_OR_LIST}",
+    "fine_tuning: {learning_rate: 0}": f"fine_tuning.learning_rate is 0; {LEARNING_RATE}",
+    "fine_tuning: {epochs: 0}": "fine_tuning.epochs is 0; give a whole number of at least 1",
+    "fine_tuning: {rounds: 0}": "fine_tuning.rounds is 0; give a whole number of at least 1",
     "training: {momentum: 0.9}": "training.momentum is 0.9; adam has no momentum: leave it out, or give optimizer: sgd",
     "training: {patience: 3}": "training.patience is 3; it does nothing without early_stopping: leave it out, or give "
     "early_stopping: true",
     # keys that belong to another kind
     "model: {kind: resnet}": 'model.kind is "resnet"; give mlp, split-cifar-narrow, split-cifar-wide, or a function of '
     "your own as module:function",
-    "tasks: {kind: 'a b:c'}": 'tasks.kind is "a b:c"; give permuted, split, or a function of your own as '
-    "module:function",
+    "tasks: {kind: 'a b:c'}": 'tasks.kind is "a b:c"; give permuted, split, split-cifar, views, or a function of your '
+    "own as module:function",
     "model: {kind: split-cifar-wide, hidden: [3]}": "model.hidden is [3]; it belongs to kind: mlp: leave it out",
     "model: {kind: 'nets:make', hidden: [3]}": "model.hidden is [3]; it belongs to kind: mlp: leave it out",
     "model: {width: 0.5}": "model.width is 0.5; it belongs to split-cifar-narrow and split-cifar-wide: leave it out",
@@ -237,8 +248,36 @@ MISTAKES = {
     "tasks: {kind: split}": f"tasks.classes is null; {CLASSES}",
     "tasks: {kind: split, classes: 1}": f"tasks.classes is 1; {CLASSES}",
     "tasks: {kind: split, classes: x}": f'tasks.classes is "x"; {CLASSES}',
+    "tasks: {kind: split, classes: 4}": "tasks.count is 5; 5 tasks of 4 classes need 20, but digits has 10; "
+    "with 4 a task there can be 2 tasks",
+    "tasks: {kind: split, dataset: cifar-100, classes: 10, order: shuffled, count: 11}": "tasks.count is 11; 11 tasks "
+    "of 10 classes need 110, but cifar-100 has 100; with 10 a task there can be 10 tasks",
+    "tasks: {kind: split-cifar, count: 12}": "tasks.count is 12; 12 tasks are cifar-10 and 11 splits of 10 classes, "
+    "which need 110, but cifar-100 has 100; there can be 11 tasks",
+    "tasks: {kind: views, count: 17}": "tasks.count is 17; 17 tasks need as many views, but of mnist and fashion-mnist "
+    "there are 16: each in four directions, as it is and inverted; there can be 16 tasks",
+    "tasks: {kind: split-cifar, dataset: cifar-10}": 'tasks.dataset is "cifar-10"; split-cifar is made from cifar-10 '
+    "and cifar-100: leave it out",
+    "tasks: {kind: views, dataset: digits}": 'tasks.dataset is "digits"; views is made from mnist and fashion-mnist: '
+    "leave it out",
+    "tasks: {kind: split-cifar, classes: 10}": "tasks.classes is 10; it belongs to kind: split: leave it out",
+    "tasks: {kind: views, classes: 10}": "tasks.classes is 10; it belongs to kind: split: leave it out",
+    "tasks: {order: label}": 'tasks.order is "label"; it belongs to kind: split and kind: split-cifar: leave it out',
+    "tasks: {kind: views, order: shuffled}": 'tasks.order is "shuffled"; it belongs to kind: split and kind: '
+    "split-cifar: leave it out",
+    "tasks: {kind: 'mine:make', order: label}": 'tasks.order is "label"; it belongs to kind: split and kind: '
+    "split-cifar: leave it out",
+    "tasks: {kind: split, classes: 2, order: random}": 'tasks.order is "random"; give label or shuffled',
+    "tasks: {kind: views, options: {}}": "tasks.options is {}; it belongs to a function of your own (kind: "
+    "module:function): leave it out",
+    "tasks: {kind: split-cifar}\nvalidation: 0.0001": "validation is 0.0001; of 5000 samples it must leave some for "
+    "training and some for validation",
+    "tasks: {kind: split, classes: 2, order: shuffled}\nvalidation: 0.001": "validation is 0.001; of 294 samples it "
+    "must leave some for training and some for validation",
     "tasks: {kind: split, classes: 2, count: 6}": "tasks.count is 6; 6 tasks of 2 classes need 12, but digits has 10; "
     "with 2 a task there can be 5 tasks",
+    "training: {norm_alpha: 0.1}": "training.norm_alpha is 0.1; mlp has no BatchNorm: leave it out",
+    "training: {norm_alpha: -1}": "training.norm_alpha is -1; give a number of at least 0",
     "training: {weight_decay: 0.1}": "training.weight_decay is 0.1; adam has no decoupled decay: leave it out, or give "
     "optimizer: adamw",
     "training: {optimizer: adamw, momentum: 0.9}": "training.momentum is 0.9; adamw has no momentum: leave it out, or "
@@ -255,7 +294,7 @@ MISTAKES = {
     "seed: 1\nseed: 2": "seed stands twice, on lines 1 and 2; keep one of them",
     "seed: !!python/name:os.system": "seed has the tag tag:yaml.org,2002:python/name:os.system; write the plain value",
     "[]": "the file is []; give a section with keys: name, description, tasks, model, head, validation, seed, "
-    "replicas, grid, training, rule, grow, workers, worker, retries, keep",
+    "replicas, grid, training, rule, fine_tuning, grow, workers, worker, retries, keep",
 }
 
 
@@ -462,6 +501,19 @@ def test_a_margin_is_the_decimal_that_was_written(margin: Any) -> None:
     assert experiment.margin(0) == Fraction(margin)
 
 
+def test_fine_tuning_has_a_margin_of_its_own(read: Any) -> None:
+    """Sec. 3.2: a winner that is fine-tuned is pruned further; without one, at the rule's."""
+    for text, margins in (
+        ("{rule: {margin: 2}, fine_tuning: {}}", (2, 2)),
+        ("{rule: {margin: 2}, fine_tuning: {margin: 4}, tasks: {count: 2}}", (4, 4)),
+        ("{rule: {margin: 2}, fine_tuning: {margin: [4, 0.1]}, tasks: {count: 2}}", (4, Fraction(1, 10))),
+        ("{rule: {kind: budget, tasks: 9, floor: 3}, fine_tuning: {}}", (3, 3)),
+    ):
+        experiment = read(text)
+        assert (experiment.margin(0), experiment.margin(1)) == margins
+        assert Experiment.from_json(experiment.to_json()) == experiment
+
+
 def test_margins_are_one_a_task_where_they_are_a_list(read: Any) -> None:
     experiment = read("{tasks: {count: 2}, rule: {margin: [1e-5, 0.1, 7]}}")
     assert [experiment.margin(task) for task in (0, 1)] == [Fraction(1, 100_000), Fraction(1, 10)]
@@ -628,6 +680,90 @@ def test_two_ways_to_write_the_same_are_the_same() -> None:
     assert one.identity(DATA) == other.identity(DATA)
 
 
+TASKS: dict[str, dict[str, Any]] = {
+    "permuted": {},
+    "split": {"kind": "split", "classes": 2},
+    "shuffled": {"kind": "split", "classes": 2, "order": "shuffled"},
+    "split-cifar": {"kind": "split-cifar", "count": 11},
+    "shuffled split-cifar": {"kind": "split-cifar", "order": "shuffled"},
+    "views": {"kind": "views", "count": 16},
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_json_gives_back_the_tasks_of_every_kind(name: str) -> None:
+    experiment = Experiment.from_json({"tasks": TASKS[name]})
+    again = Experiment.from_json(json.loads(json.dumps(experiment.to_json())))
+    assert again == experiment
+    assert again.outline == experiment.outline
+    assert differences(experiment, again, DATA, DATA) == []
+
+
+@pytest.mark.parametrize("tasks", [TASKS["permuted"], TASKS["split"], {"kind": "mine:make"}])
+def test_a_run_from_before_classes_had_an_order_goes_on(tasks: dict[str, Any]) -> None:
+    """Its record has no such key, and classes came as their labels do."""
+    now = Experiment.from_json({"tasks": tasks}).with_outline(Experiment().outline)
+    record = json.loads(json.dumps(now.to_json()))
+    del record["tasks"]["order"]
+    before = Experiment.from_json(record)
+    assert before == now
+    assert differences(before, now, DATA, DATA) == []
+    assert before.identity(DATA) == now.identity(DATA)
+
+
+def test_another_order_of_classes_is_another_run() -> None:
+    label, shuffled = (Experiment.from_json({"tasks": TASKS[name]}) for name in ("split", "shuffled"))
+    assert differences(label, shuffled, DATA, DATA) == ['tasks.order: was "label", is "shuffled"']
+
+
+def test_tasks_say_what_they_are_made_from() -> None:
+    titles = {name: Experiment.from_json({"tasks": tasks}).tasks.title for name, tasks in TASKS.items()}
+    assert titles == {
+        "permuted": "digits",
+        "split": "digits",
+        "shuffled": "digits",
+        "split-cifar": "cifar-10 and cifar-100",
+        "shuffled split-cifar": "cifar-10 and cifar-100",
+        "views": "mnist and fashion-mnist",
+    }
+    own = Experiment.from_json({"tasks": {"kind": "mine:make"}}).tasks
+    assert (own.title, own.datasets) == ("mine:make", ())
+
+
+def test_the_outline_of_a_sequence_of_images_is_that_of_its_first_task() -> None:
+    for name, shape, train in (("split-cifar", (3, 32, 32), 50_000), ("views", (1, 28, 28), 60_000)):
+        outline = Experiment.from_json({"tasks": TASKS[name]}).outline
+        assert (outline.shape, outline.classes) == (shape, 10)
+        assert (outline.train, outline.validation) == (train * 9 // 10, train // 10)
+
+
+def test_the_sizes_of_shuffled_tasks_are_those_of_a_replica_s_seed() -> None:
+    experiment = Experiment.from_json({"tasks": TASKS["shuffled"], "seed": 4, "replicas": 3})
+    sizes = [experiment.task_sizes(replica) for replica in range(3)]
+    assert len(set(sizes)) == 3
+    assert sizes[2] == Experiment.from_json({"tasks": TASKS["shuffled"], "seed": 6}).task_sizes(0)
+    assert experiment.outline.train + experiment.outline.validation == sizes[0][0].train
+
+
+@pytest.mark.parametrize("dataset", ["digits", "mnist"])
+@pytest.mark.parametrize("most", [False, True])
+@given(classes=st.integers(2, 9), data=st.data(), seed=st.integers(0, 2**20))
+def test_a_share_that_is_taken_splits_the_shuffled_tasks_of_every_seed(
+    dataset: str, most: bool, classes: int, data: st.DataObject, seed: int
+) -> None:
+    """Promise 8: replicas that are added later meet no task that cannot be split."""
+    tasks = {"kind": "split", "dataset": dataset, "classes": classes, "order": "shuffled", "count": 10 // classes}
+    counts = sorted(class_counts(dataset, test=False))
+    # Shares that split some of the tasks that there can be and not the smaller ones.
+    share = 0.50001 / data.draw(st.integers(sum(counts[:classes]) - 9, sum(counts[-classes:])))
+    try:
+        experiment = Experiment.from_json({"tasks": tasks, "validation": 1 - share if most else share, "seed": seed})
+    except BadInput:
+        return
+    for sizes in experiment.task_sizes(0):
+        assert 0 < validation_count(experiment.validation, sizes.train) < sizes.train
+
+
 def test_an_experiment_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Experiment().seed = 1
@@ -644,3 +780,22 @@ def test_experiments_and_grids_need_no_torch_and_no_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "torchvision", "ray", "sklearn", "optuna", "sqlalchemy", "numpy"} & set(done.stdout.split())
+
+
+def test_a_budget_is_part_of_what_makes_a_run_the_same() -> None:
+    rule = {"kind": "budget", "tasks": 9, "floor": 2.0}
+    one, same = (Experiment.from_json({"rule": given}) for given in (rule, {"kind": "budget", "tasks": 9}))
+    assert differences(one, same, DATA, DATA) == []
+    for change, line in (
+        ({"floor": 1.5}, "rule.floor: was 2.0, is 1.5"),
+        ({"tasks": 8}, "rule.tasks: was 9, is 8"),
+    ):
+        assert differences(one, Experiment.from_json({"rule": {**rule, **change}}), DATA, DATA) == [line]
+    assert differences(one, Experiment(), DATA, DATA) == [
+        'rule.kind: was "budget", is "margin"',
+        "rule.margin: was null, is 1.0",
+        "rule.tasks: was 9, is null",
+        "rule.floor: was 2.0, is null",
+    ]
+    longer = Experiment.from_json({"rule": rule, "tasks": {"count": 9}})
+    assert differences(one, longer, DATA, DATA) == [], "a run may be given more tasks"

@@ -187,3 +187,50 @@ def test_a_network_that_grows_is_not_too_small() -> None:
     weak: dict[str, Any] = {"grid": {"alpha": [1e-6], "learning_rate": [2e-3]}}
     assert len(warned(**weak)) == 1
     assert warned(**weak, grow={"by": 0.1}) == []
+
+
+BUDGET: dict[str, Any] = {"kind": "budget", "tasks": 5, "floor": 2.0}
+
+
+def test_nothing_is_said_of_a_budget_that_can_be_met() -> None:
+    assert warned(rule=BUDGET) == []
+
+
+def test_a_floor_below_one_sample_is_said_with_its_own_name() -> None:
+    assert warned(rule={**BUDGET, "floor": 0.5}) == [
+        "rule.floor is 0.5 in task 1: 0.75 of a validation sample (there are 150, one is 0.67 points), so that no "
+        "accuracy is given up"
+    ]
+    (line,) = warned(fine_tuning={"margin": 0.5})
+    assert line.startswith("fine_tuning.margin is 0.5 in task 1: ")
+
+
+def test_a_budget_for_fewer_tasks_than_there_are_is_said() -> None:
+    assert warned(rule={**BUDGET, "tasks": 4}) == [
+        "rule.tasks is 4, but the run has 5 tasks: the units are shared among the first 4, and the tasks after them "
+        "find what is left; give rule.tasks 5 or more"
+    ]
+
+
+@pytest.mark.parametrize("head", ["single", "multi"])
+def test_a_budget_below_one_unit_is_said_to_be_out_of_reach(head: str) -> None:
+    (line,) = warned(rule={**BUDGET, "tasks": 129}, head=head)
+    assert line == (
+        "the budget cannot be met: an equal share of the 128 units of hidden2 among 129 tasks (rule.tasks) is below "
+        "one unit, so that every commit that claims one there is over budget; widen hidden2, or lower rule.tasks"
+    )
+    assert not any("cannot be met" in line for line in warned(rule={**BUDGET, "tasks": 128}, head=head))
+
+
+def test_a_budget_below_what_the_strongest_cell_looks_able_to_prune_to_is_said_with_an_alpha_that_might_do() -> None:
+    weak: dict[str, Any] = {"alpha": [1e-5, 1e-6], "learning_rate": [2e-3]}
+    (line,) = warned(rule=BUDGET, grid=weak)
+    assert line.startswith(
+        "the budget can hardly be met, even at the floor: an equal share of hidden2 among 5 tasks (rule.tasks) is "
+        "20.0% of its 128 units, and by a rule of thumb a task claims 99.4% at the largest α for it, 1e-05; try an α "
+        "of 0.0062, more epochs"
+    )
+    assert warned(rule=BUDGET, grid={**weak, "alpha": [0.0063]}) == []
+    assert len(warned(rule=BUDGET, grid={**weak, "alpha": [0.0061]})) == 1
+    assert warned(rule=BUDGET, grid=weak, head="multi") == []
+    assert len(warned(rule=BUDGET, grid={**ROOMY["grid"], "after_first": {"alpha": [1e-6]}})) == 1

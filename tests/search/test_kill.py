@@ -46,6 +46,7 @@ SMALL: dict[str, Any] = {
 DRIVER = """
 import json, os, signal, sys
 
+import clnp.finetuning
 import search.worker
 from search.artifacts import Artifacts
 from search.driver import run_experiment
@@ -81,6 +82,7 @@ points = {
     "after a staircase": (Studies, "add", "before"),
     "after a trial": (Studies, "add", "after"),
     "during a commit": (search.worker, "commit", "after"),
+    "while a commit is fine-tuned": (clnp.finetuning, "put_back", "after"),
     "before a commit is written": (Writer, "add_commit", "before"),
     "after a commit": (Writer, "add_commit", "after"),
 }
@@ -195,6 +197,20 @@ def test_killed_at_a_named_point(point: str, count: int, tmp_path: Path, undistu
         assert len(store.history("killed").commits) < 4
         assert store.jobs("killed")
     assert go_on(tmp_path, small()) == undisturbed
+
+
+def test_killed_while_a_commit_is_fine_tuned(tmp_path: Path) -> None:
+    """Between two rounds: the commit runs again whole, with the same bits."""
+    tuned = {"epochs": 2, "learning_rate": 0.005, "alpha": 1e-4, "rounds": 2, "margin": 8}
+    experiment = small(fine_tuning=tuned, replicas=1, tasks={"count": 1})
+    (tmp_path / "undisturbed").mkdir()
+    expected = go_on(tmp_path / "undisturbed", experiment)
+    assert any(one.better for commit in expected.commits.values() for one in commit.rounds)
+    killed(start(tmp_path / "killed", experiment, point="while a commit is fine-tuned", count=1))
+    with open_folder(tmp_path / "killed") as store:
+        assert store.jobs("killed")
+        assert not store.history("killed").commits
+    assert go_on(tmp_path / "killed", experiment) == expected
 
 
 def test_killed_again_and_again(tmp_path: Path, undisturbed: Records) -> None:

@@ -11,6 +11,7 @@ from search.book import Place
 from search.checks import check_cells, check_commit
 from search.decisions import losers
 from search.errors import Damage, Impossible, Unavailable
+from search.events import of_commit, of_winner
 from search.experiment import Experiment
 from search.records import Cell, CellRecord, CommitJob, CommitRecord, Opening, Provenance, Score, StackJob
 from search.replica import Commit, Open, Remove, Replica, Train
@@ -182,6 +183,55 @@ def test_every_task_has_its_margin() -> None:
     step = machine(table).next()
     assert isinstance(step, Commit)
     assert (step.task, step.choice.needed, step.choice.winner.point) == (1, 85, FULL[1].staircase[1])
+
+
+@pytest.mark.parametrize(
+    ("tasks", "widths", "winner", "place", "over"),
+    [
+        (2, (20, 10), 1, 0, ()),  # 5 units of the second layer: cell 0 has its 90, cell 1 its 94
+        (3, (20, 10), 1, 0, ()),
+        (4, (20, 10), 1, 1, ()),  # 2 units: cells 1 and 2 have 93, cell 1 with fewer units
+        (11, (20, 10), 1, 1, ("hidden2",)),  # none: the sparsest above the floor
+        (4, (20, 12), 1, 0, ()),
+        (2, (6, 10), 1, 1, ("hidden1",)),  # half of 6 units: each point claims 4
+        (11, (6, 10), 1, 1, ("hidden1", "hidden2")),
+    ],
+)
+def test_under_a_budget_the_winner_is_the_most_accurate_that_fits(
+    tasks: int, widths: tuple[int, int], winner: int, place: int, over: tuple[str, ...]
+) -> None:
+    """An equal share of the second layer among the tasks to come; a floor of 10: 85 of a best 95."""
+    table = opened(FULL)
+    table.openings[0, 0] = replace(opening(), widths=widths)
+    replica = machine(table, rule={"kind": "budget", "tasks": tasks, "floor": 10.0})
+    step = replica.next()
+    assert isinstance(step, Commit)
+    assert (step.choice.needed, step.choice.candidates) == (85, (0, 1, 2))
+    assert (step.winner.index, step.choice.winner.point) == (winner, FULL[winner].staircase[place])
+    job = replica.hand_out(1, step)
+    assert isinstance(job, CommitJob)
+    assert job.over_budget == over
+    assert ("over budget in " + ", ".join(over) in of_winner(job).text) == bool(over)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "free", "widths", "units"),
+    [
+        ((4, 3), (16, 7), (20, 10), 3),  # half of 7 units for each of two tasks
+        ((4, 8), (16, 2), (20, 10), 1),
+        ((4, 8), (16, 2), (20, 14), 3),  # four more, grown when the task opened
+    ],
+)
+def test_a_later_task_shares_what_is_left_and_what_has_grown(
+    claimed: tuple[int, int], free: tuple[int, int], widths: tuple[int, int], units: int
+) -> None:
+    table = committed(replace(opening(1), widths=widths))
+    table.cells[0, 1] = {index: cell_record(index, (95, 4), (94, 3), (93, 2), (92, 1), task=1) for index in range(4)}
+    table.commits[0, 0] = commit_record(claimed=claimed, free=free)
+    step = machine(table, rule={"kind": "budget", "tasks": 3, "floor": 10.0}).next()
+    assert isinstance(step, Commit)
+    assert step.choice.winner.fits
+    assert step.choice.winner.point.claimed == (4, units)
 
 
 def test_a_stack_lost_twice_falls_into_its_cells() -> None:
@@ -443,6 +493,15 @@ def test_a_commit_that_changes_the_old_or_is_not_what_was_scored_is_damage(chang
     check_commit(COMMIT_JOB, commit_record(1), earlier)
     with pytest.raises(Damage, match=why):
         check_commit(COMMIT_JOB, commit_record(1, **changes), earlier)
+
+
+def test_a_commit_that_says_otherwise_what_is_over_budget_is_damage() -> None:
+    job, over = replace(COMMIT_JOB, over_budget=("hidden2",)), commit_record(1, over_budget=("hidden2",))
+    check_commit(job, over, [commit_record()])
+    assert of_commit(over).text.endswith("free, over budget in hidden2")
+    assert "over budget" not in of_commit(commit_record(1)).text
+    with pytest.raises(Damage, match=r"the rule decided .*hidden2.*but the worker's commit says .*'over_budget': \(\)"):
+        check_commit(job, commit_record(1), [commit_record()])
 
 
 def test_a_record_of_another_cell_is_damage() -> None:

@@ -341,6 +341,71 @@ def test_a_task_with_nothing_to_commit_stops_each_replica_before_the_commit(book
     assert again.over
 
 
+def budgeted(tasks: int, count: int = 4) -> Experiment:
+    return experiment(
+        tasks={"count": count}, model={"hidden": [40, 24]}, rule={"kind": "budget", "tasks": tasks, "floor": 2.0}
+    )
+
+
+@pytest.mark.parametrize("tasks", [4, 6, 8])
+def test_a_run_under_a_budget_keeps_every_task_within_its_share(book: MemoryBook, world: World, tasks: int) -> None:
+    """The claims in this world are at most a quarter of a layer, and a task has points that claim less."""
+    finish(run := new_run(book, experiment=budgeted(tasks)), world)
+    assert run.finished
+    for (_, task), commit in book.commits.items():
+        before = commit.free[1] + commit.claimed[1]
+        assert bool(commit.over_budget) == (commit.claimed[1] * (tasks - task) > before)
+        assert commit.best - commit.point.correct <= 20, "2 points of 1000 samples"
+    assert any(not commit.over_budget for commit in book.commits.values())
+    margin = MemoryBook(world.artifacts)
+    loose = budgeted(tasks).model_copy(update={"rule": experiment(rule={"margin": 2.0}).rule})
+    finish(new_run(margin, experiment=loose), world)
+    units, right = (
+        [sum(of(commit) for commit in one.commits.values()) for one in (book, margin)]
+        for of in (lambda commit: sum(commit.claimed), lambda commit: commit.point.correct)
+    )
+    assert units[0] > units[1]
+    assert right[0] > right[1], "the budget gives up less accuracy than its floor where units abound"
+
+
+def test_a_budget_that_cannot_be_met_is_kept_in_every_commit(book: MemoryBook, world: World) -> None:
+    """100 tasks share 24 units: each commit claims more, is the sparsest above the floor, and says so."""
+    finish(run := new_run(book, experiment=budgeted(100)), world)
+    assert run.finished
+    loose = budgeted(100).model_copy(update={"rule": experiment(rule={"margin": 2.0}).rule})
+    margin = MemoryBook(world.artifacts)
+    finish(new_run(margin, experiment=loose), world)
+    assert all("hidden2" in commit.over_budget for commit in book.commits.values())
+    assert [(commit.winner, commit.point) for commit in book.commits.values()] == [
+        (commit.winner, commit.point) for commit in margin.commits.values()
+    ]
+
+
+@pytest.mark.parametrize("tasks", [6, 100])
+def test_a_run_under_a_budget_that_is_killed_anywhere_ends_the_same(tasks: int) -> None:
+    """Promises 3 and 4: what is left to share is read from the commits."""
+
+    def records(after: int) -> object:
+        left = [after]
+
+        def step(_what: str) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+
+        world = World()
+        book = MemoryBook(world.artifacts, step)
+        try:
+            finish(new_run(book, experiment=budgeted(tasks, count=3)), world)
+        except Killed:
+            finish(new_run(book, experiment=budgeted(tasks, count=3)), world)
+        return results(book), [(place, commit.over_budget) for place, commit in sorted(book.commits.items())]
+
+    expected = records(-1)
+    for after in range(1, 80, 3):
+        assert records(after) == expected
+
+
 def test_a_commit_that_changes_an_old_task_is_not_written(book: MemoryBook, world: World) -> None:
     """Promise 1: the run stops with the commit unwritten; continued, the commit is made again."""
     run = new_run(book, experiment=experiment(replicas=1))

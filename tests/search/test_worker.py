@@ -18,7 +18,7 @@ from clnp.evaluation import logits
 from clnp.network import FREE
 from clnp.ownership import with_free
 from clnp.subnetwork import subnetwork
-from clnp.tasks.permutations import _PermutedTask
+from clnp.tasks.whole import WholeTask
 from clnp.tensors import decode, encode
 from clnp.thresholds import curve
 from clnp.training import open_task, train
@@ -70,7 +70,11 @@ class Played:
 
 @functools.cache
 def play(head: str, folder: Path) -> Played:
-    chosen, settings = experiment(head=head), WorkerSettings(str(folder), None, "cpu", 1)
+    return perform_all(experiment(head=head), folder)
+
+
+def perform_all(chosen: Experiment, folder: Path) -> Played:
+    settings = WorkerSettings(str(folder), None, "cpu", 1)
     book = MemoryBook()
     sequence = build_sequence(chosen, 0, None)
     run = Run(chosen, book, book, data=lambda _, task: sequence.sha256(task), workers=1)
@@ -174,7 +178,7 @@ def test_a_stack_never_opens_the_test_split(played: Played, monkeypatch: pytest.
     def opened(_: object) -> None:
         raise AssertionError("a stack opened the test split")
 
-    monkeypatch.setattr(_PermutedTask, "open_test", opened)
+    monkeypatch.setattr(WholeTask, "open_test", opened)
     for task in (0, 1):
         assert perform(played.stack(task), played.settings).cells
 
@@ -184,7 +188,7 @@ def test_a_commit_opens_its_test_split_after_committing(played: Played, monkeypa
     order: list[str] = []
     own = build_sequence(played.experiment, 0, None).task(1)._transform.permutation  # type: ignore[attr-defined]
 
-    def open_test(task: _PermutedTask) -> Any:
+    def open_test(task: WholeTask) -> Any:
         order.append(
             "own test"
             if task._transform.permutation is not None and torch.equal(task._transform.permutation, own)
@@ -196,8 +200,8 @@ def test_a_commit_opens_its_test_split_after_committing(played: Played, monkeypa
         order.append("commit")
         real_commit(*arguments)
 
-    real_open, real_commit = _PermutedTask.open_test, search.worker.commit
-    monkeypatch.setattr(_PermutedTask, "open_test", open_test)
+    real_open, real_commit = WholeTask.open_test, search.worker.commit
+    monkeypatch.setattr(WholeTask, "open_test", open_test)
     monkeypatch.setattr(search.worker, "commit", commit)
     assert perform(played.commit(1), played.settings).commit is not None
     assert order.index("commit") < order.index("own test")
@@ -300,6 +304,18 @@ def test_a_commit_is_read_back_before_it_counts(played: Played, monkeypatch: pyt
     failure = perform(played.commit(1), played.settings).failure
     assert failure is not None
     assert "comes back from its own tensors with another fingerprint" in failure.text
+
+
+def test_theta_by_layer_is_scored_and_committed(single: Played, tmp_path: Path) -> None:
+    """Promise 2: the commit finds the units of a θ that was measured in its layer's scale, from the trial's bytes."""
+    layers = perform_all(experiment(rule={"margin": 3, "theta": "layers"}), tmp_path)
+    for task in range(2):
+        point, record = layers.commit(task).point, layers.results[2 * task + 1].commit
+        assert record is not None
+        assert (record.claimed, record.validation.correct) == (point.claimed, point.correct)
+    one, other = layers.cells(0)[0], single.cells(0)[0]
+    assert one.artifact == other.artifact, "training does not depend on θ"
+    assert [point.claimed for point in one.staircase] != [point.claimed for point in other.staircase]
 
 
 def test_a_replica_trains_with_its_own_seed(single: Played) -> None:
@@ -425,7 +441,7 @@ def test_other_data_of_an_earlier_task_are_refused_before_anything_is_measured(
     def opened(_: object) -> None:
         raise AssertionError("measured on other data")
 
-    monkeypatch.setattr(_PermutedTask, "open_test", opened)
+    monkeypatch.setattr(WholeTask, "open_test", opened)
     job = played.commit(1)
     assert job.earlier == (played.commit(0).data,)
     failure = perform(replace(job, earlier=("0" * 64,)), played.settings).failure

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clnp.seeding import generator
 from clnp.tasks.carving import carve, held_out
 
 
@@ -27,3 +28,13 @@ def test_every_sample_is_in_one_of_the_two_splits(samples: int, share: float, se
 def test_the_message_says_whose_samples(share: float) -> None:
     with pytest.raises(ValueError, match=f"validation is {share}; .* of the 20 samples of task 3 in both splits"):
         held_out(share, 20, " of task 3")
+
+
+@pytest.mark.parametrize(("most", "held"), [(None, 3), (8, 3), (20, 5), (100, 5)])
+def test_at_most_so_many_are_used_and_the_same_validation_samples_come_first(most, held):
+    train, validation = carve(20, held, generator(0, "validation"), most=most)
+    everything, first = carve(20, held, generator(0, "validation"))
+    assert torch.equal(validation, first)
+    assert len(train) + len(validation) == min(20, most or 20)
+    assert set(train.tolist()) <= set(everything.tolist())
+    assert not set(train.tolist()) & set(validation.tolist())

@@ -1,4 +1,4 @@
-"""Split tasks over the digits, and over a data set that passes for MNIST."""
+"""Split tasks over the digits, over MNIST where it is, and over small files of CIFAR's format."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from clnp.errors import DataUnavailable
 from clnp.seeding import generator
-from clnp.tasks import base, split, split_sizes
+from clnp.tasks import base, class_order, split, split_cifar, split_cifar_sizes, split_sizes
 from clnp.tasks.digits import read_digits
 
 
@@ -192,3 +192,101 @@ def test_the_real_data_sets_are_split_as_their_sizes_say(dataset: str, folder: s
         assert len(task.train) + len(task.validation) == size.train
         assert len(task.open_test()) == size.test
         assert float(task.train.x.max()) == 1.0
+
+
+# ── Another order of the classes ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**40), classes=st.integers(2, 10), data=st.data())
+def test_shuffled_tasks_have_the_classes_that_the_seed_draws(seed: int, classes: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 10 // classes))
+    made = sequence(seed=seed, classes=classes, count=count, order="shuffled")
+    order = class_order(10, "shuffled", seed)
+    images, labels = read_digits()
+    for index, size in enumerate(split_sizes("digits", classes=classes, count=count, order="shuffled", seed=seed)):
+        own = order[index * classes : (index + 1) * classes]
+        task = made.task(index)
+        y = torch.cat([task.train.y, task.validation.y])
+        assert (len(y), len(task.open_test())) == (size.train, size.test)
+        x = torch.cat([task.train.x, task.validation.x]) * 16
+        of_these = torch.isin(labels[:1500], torch.tensor(own))
+        assert rows(x, torch.tensor(own)[y]) == rows(images[:1500][of_these].float(), labels[:1500][of_these])
+        assert torch.equal(
+            torch.tensor(own)[task.open_test().y], labels[1500:][torch.isin(labels[1500:], torch.tensor(own))]
+        )
+
+
+def test_the_label_order_changes_nothing() -> None:
+    """Runs that were begun before there was another order go on."""
+    assert sequence(order="label").sha256(1) == sequence().sha256(1)
+    assert sequence(order="shuffled").sha256(1) != sequence().sha256(1)
+
+
+def test_the_hash_hangs_on_the_order_within_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = sequence(classes=10, count=1).sha256(0)
+    monkeypatch.setattr("clnp.tasks.splits.class_order", lambda classes, *_: (1, 0, *range(2, classes)))
+    assert sequence(classes=10, count=1).sha256(0) != known
+
+
+def test_the_shuffled_hashes_are_those_of_every_process_and_version() -> None:
+    assert sequence(order="shuffled").sha256(1) == "776e9217a95ce5e0a0ef03acd536d737cf529653f9f45f7f3f974de8ac14193f"
+
+
+def test_an_unknown_order_is_refused() -> None:
+    with pytest.raises(ValueError, match="order is 'random'; give 'label' or 'shuffled'"):
+        sequence(order="random")
+
+
+# ── CIFAR-10, then CIFAR-100 ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def cifar(folder: Path, **changes: Any) -> Any:
+    return split_cifar(**{"count": 11, "seed": 0, "validation": 0.2, "data_dir": str(folder), **changes})
+
+
+@pytest.mark.parametrize("order", ["label", "shuffled"])
+def test_split_cifar_is_cifar_10_and_then_the_classes_of_cifar_100_by_ten(small_cifar: Path, order: str) -> None:
+    made = cifar(small_cifar, order=order)
+    assert (made.count, made.shape, made.classes) == (11, (3, 32, 32), 10)
+    every = class_order(100, order, 0)  # type: ignore[arg-type]
+    for index, size in enumerate(split_cifar_sizes(11)):
+        task, test = made.task(index), made.task(index).open_test()
+        raw = base.read_samples("cifar-100" if index else "cifar-10", str(small_cifar), test=True)
+        own = torch.tensor(every[(index - 1) * 10 : index * 10] if index else range(10))
+        of_these = torch.isin(raw.y, own)
+        assert torch.equal(test.x, raw.x[of_these].reshape(-1, 3, 32, 32).float() / 255)
+        assert torch.equal(own[test.y], raw.y[of_these])
+        assert torch.equal(made.transform(index)(raw.x[of_these]), test.x)
+        assert (len(task.train) + len(task.validation), len(test)) == (size.train, size.test)
+        assert len(task.validation) == round(0.2 * size.train)
+
+
+def test_split_cifar_hashes_tell_tasks_orders_seeds_and_splits_apart(small_cifar: Path) -> None:
+    hashes = [cifar(small_cifar).sha256(index) for index in range(11)]
+    changes = ({"order": "shuffled"}, {"order": "shuffled", "seed": 1}, {"seed": 1}, {"validation": 0.4})
+    hashes += [cifar(small_cifar, **change).sha256(2) for change in changes]
+    assert len(set(hashes)) == 15
+    # The order is that of CIFAR-100 alone, and the number of tasks changes none.
+    assert cifar(small_cifar, order="shuffled").sha256(0) == hashes[0]
+    assert cifar(small_cifar, count=3).sha256(2) == hashes[2]
+
+
+def test_split_cifar_needs_both_data_sets_however_few_tasks_there_are(small_cifar: Path) -> None:
+    (small_cifar / "cifar-100-python" / "train").unlink()
+    with pytest.raises(DataUnavailable, match=r"CIFAR-100 is not in .*: train is missing"):
+        cifar(small_cifar, count=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"count": 12}, "12 tasks are cifar-10 and 11 splits of 10 classes, which need 110, but cifar-100 has 100; "),
+        ({"count": 0}, "count is 0"),
+        ({"order": "random"}, "order is 'random'"),
+        ({"validation": 0.006}, "it must leave some of the 50 samples of task 1 in both splits"),
+    ],
+)
+def test_a_split_cifar_that_cannot_be_is_refused(small_cifar: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cifar(small_cifar, **changes)

@@ -18,21 +18,23 @@ from clnp.tasks import Transform
     scale=st.sampled_from([1.0, 16.0, 255.0, 0.3]),
     seed=st.integers(0, 2**20),
     permuted=st.booleans(),
+    inverted=st.booleans(),
     flat=st.booleans(),
 )
-def test_a_sample_is_permuted_divided_and_shaped(
-    shape: tuple[int, ...], count: int, scale: float, seed: int, permuted: bool, flat: bool
+def test_a_sample_is_permuted_inverted_divided_and_shaped(
+    shape: tuple[int, ...], count: int, scale: float, seed: int, permuted: bool, inverted: bool, flat: bool
 ) -> None:
     source = torch.Generator().manual_seed(seed)
     features = math.prod(shape)
     order = torch.randperm(features, generator=source) if permuted else None
     raw = torch.randint(0, 256, (count, features), dtype=torch.uint8, generator=source)
-    x = Transform(order, scale, shape)(raw if flat else raw.reshape(count, *shape))
+    x = Transform(order, scale, shape, inverted)(raw if flat else raw.reshape(count, *shape))
     assert (x.dtype, x.shape) == (torch.float32, (count, *shape))
     places = range(features) if order is None else order.tolist()
     divisor = torch.tensor(scale)
     for sample, given_sample in zip(x, raw, strict=True):
-        assert torch.equal(sample.flatten(), torch.stack([given_sample[i].float() / divisor for i in places]))
+        values = [divisor - given_sample[i].float() if inverted else given_sample[i].float() for i in places]
+        assert torch.equal(sample.flatten(), torch.stack(values) / divisor)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32, torch.float64])
@@ -40,12 +42,16 @@ def test_every_dtype_gives_the_same_bits(dtype: torch.dtype) -> None:
     raw = torch.arange(256).reshape(4, 64)
     expected = raw.numpy().astype("float32") / 255
     assert Transform(None, 255.0, (1, 8, 8))(raw.to(dtype)).flatten(1).numpy().tobytes() == expected.tobytes()
+    # Inverted twice is as it was: 255 - v is exact, and the same grey as another raw value's.
+    inverted = Transform(None, 255.0, (1, 8, 8), inverted=True)
+    assert inverted((255 - raw).to(dtype)).flatten(1).numpy().tobytes() == expected.tobytes()
 
 
-def test_the_raw_samples_stay_as_they_are_under_every_default() -> None:
+@pytest.mark.parametrize("inverted", [False, True])
+def test_the_raw_samples_stay_as_they_are_under_every_default(inverted: bool) -> None:
     """x is memory of its own, and its bits hang on no setting of the process."""
     raw = torch.rand(2, 6)
-    before, transform = raw.clone(), Transform(None, 0.3, (6,))
+    before, transform = raw.clone(), Transform(None, 0.3, (6,), inverted)
     first = transform(raw)
     torch.set_default_dtype(torch.float64)
     try:

@@ -117,7 +117,9 @@ def test_download_uses_torchvision_and_checks_what_came(small: Path, monkeypatch
 
 
 def test_download_refuses_what_is_not_downloaded(tmp_path: Path) -> None:
-    with pytest.raises(DataUnavailable, match=r"'digits' is not downloaded; .*: mnist, fashion-mnist"):
+    with pytest.raises(
+        DataUnavailable, match=r"'digits' is not downloaded; .*: mnist, fashion-mnist, cifar-10, cifar-100"
+    ):
         download("digits", str(tmp_path))
 
 

@@ -196,3 +196,32 @@ def test_what_has_grown_is_counted_as_it_is(store, experiment, simulate):
     for grow, most in (({"by": 3}, (88, 80)), (None, (82, 74)), ({"by": 50}, (182, 174))):
         report = plan(experiment(**count, grow=grow), "made-up", store=store)
         assert tuple(report["units_at_most"].values()) == most
+
+
+BUDGET = {"kind": "budget", "tasks": 25, "floor": 2.0}
+
+
+def test_the_budget_is_told_with_what_the_first_task_may_claim(experiment):
+    report = plan(experiment(rule={**BUDGET, "tasks": 6}), "new", store=None)
+    assert report["rule"] == "budget"
+    assert report["budget"] == {"tasks": 6, "floor": 2.0, "first": {"hidden1": 16, "hidden2": 4}}
+    stream = io.StringIO()
+    print_table(TABLES["plan"](report), stream)
+    wanted = "budget for 6 tasks, floor 2 %, new units of the first at most 16 + 4, sparsity by units"
+    assert wanted in stream.getvalue()
+    report = plan(experiment(), "new", store=None)
+    assert (report["rule"], report["budget"]) == ("margin", None)
+
+
+def test_what_is_over_budget_already_is_a_warning(store, experiment, simulate):
+    run = experiment(rule=BUDGET, replicas=1)
+    simulate(run)
+    over = [record.over_budget for _, record in sorted(store.history("made-up").commits.items())]
+    assert all("hidden2" in names for names in over)
+    tasks = ", ".join(f"task {task} ({', '.join(names)})" for task, names in enumerate(over, start=1))
+    lines = plan(run, "made-up", store=store)["warnings"]
+    assert [line for line in lines if "over budget even" in line] == [
+        f"replica 1: over budget even at the floor: {tasks}; a higher α, more epochs or a larger floor in a new run "
+        "leaves more room"
+    ]
+    assert any("cannot be met" in line for line in lines), "25 tasks share 24 units"

@@ -56,3 +56,19 @@ def test_a_run_without_a_commit_says_so(store, experiment, simulate):
 def test_the_report_is_json(finished):
     report = replay(finished, "made-up", "0.05")
     assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_a_run_under_a_budget_is_replayed_by_the_margin_rule(store, experiment, simulate):
+    """At its own floor the margin rule prunes as far as it may, whatever the budget left."""
+    simulate(experiment(rule={"kind": "budget", "tasks": 3, "floor": 2.0}, replicas=1))
+    report = replay(store, "made-up", "2")
+    (replica,) = report["replicas"]
+    first = replica["tasks"][0]
+    points = store.history("made-up").cells[0, 0][first["winner"]["cell"]].staircase
+    assert first["winner"]["theta"] == [point.theta for point in points if point.correct >= first["needed"]][-1]
+    assert first["outcome"] == "would differ"
+    assert sum(first["freed"].values()) > 0
+    stream = io.StringIO()
+    print_table(TABLES["replay"](report), stream)
+    assert "The run's own rule is the budget rule; what is tried here is the margin rule." in stream.getvalue()
+    assert "floor" in stream.getvalue()

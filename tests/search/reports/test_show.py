@@ -1,6 +1,7 @@
 """One commit explained."""
 
 import dataclasses
+import io
 import json
 
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from search.backends.simulated import Fate
 from search.errors import BadInput
 from search.records import dump
+from search.reports.final import final
 from search.reports.show import show
+from search.tables import TABLES, print_table
 
 
 def test_the_last_commit_of_the_first_replica_is_explained(finished):
@@ -104,3 +107,47 @@ def test_a_run_without_a_commit_is_refused(store, experiment, simulate):
 def test_the_report_is_json(finished):
     report = show(finished, "made-up")
     assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+@pytest.mark.parametrize("tasks", [6, 100])
+def test_the_budget_rule_is_explained_by_its_limits(store, experiment, simulate, tasks):
+    """Promise 4: by the run's own rule."""
+    run = experiment(rule={"kind": "budget", "tasks": tasks, "floor": 2.0}, replicas=1)
+    simulate(run)
+    history = store.history("made-up")
+    free = (32, 24)
+    for task in range(3):
+        report, record = show(store, "made-up", task=task + 1), history.commits[0, task]
+        assert report["explained"]
+        assert (report["rule"], report["margin"]) == ("budget", 2.0)
+        limits = report["budget"]
+        assert limits["hidden2"] == free[1] // (tasks - task)
+        if task == 0:
+            assert limits["hidden1"] == 16
+        over = [name for name, units in report["claimed"].items() if units > limits[name]]
+        assert report["over_budget"] == over == list(record.over_budget)
+        for trial in report["trials"]:
+            if trial["candidate"]:
+                claimed = trial["pruned"]["claimed"]
+                assert trial["pruned"]["over_budget"] == [name for name in limits if claimed[name] > limits[name]]
+        text = printed(report)
+        if over:
+            assert "the candidate with the fewest new units: above the floor none fits the budget (over in" in text
+            assert "winner, over budget" in text
+        else:
+            assert f"cell {report['cell']}, the most accurate that fits the budget" in text
+        assert ", at a floor of 2 %" in text
+        assert f"at most {limits['hidden1']} of hidden1, {limits['hidden2']} of hidden2" in text
+        free = record.free
+    if tasks == 100:
+        ending = final(store, "made-up")
+        assert ending["replicas"][0]["tasks"][0]["over_budget"] == list(history.commits[0, 0].over_budget)
+        stream = io.StringIO()
+        print_table(TABLES["final"](ending), stream)
+        assert "replica 1 was over budget, even at the floor, in task 1 (" in stream.getvalue()
+
+
+def printed(report):
+    stream = io.StringIO()
+    print_table(TABLES["show"](report), stream)
+    return stream.getvalue()

@@ -1,11 +1,14 @@
 """How far a run is, as the database tells it."""
 
+import dataclasses
 import json
 
 import pytest
 
+from clnp.budget import expected_claim
 from search.backends.simulated import Fate, World
 from search.errors import BadInput
+from search.reports.forecast import Forecast
 from search.reports.status import status
 
 
@@ -97,3 +100,38 @@ def test_the_report_is_json(store, experiment, simulate):
     simulate(experiment(), stop_after=11, keep_lease=True)
     report = status(store)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_the_forecast_says_at_which_task_a_layer_is_full(store, experiment, simulate):
+    """By what the tasks since the first claimed on average (Sec. 3.1), the first alone while there is no other."""
+    run = experiment(replicas=1, tasks={"count": 3})
+    simulate(run, stop_after=1)
+    assert status(store)["runs"][0]["replicas"][0]["forecast"] == {}
+    simulate(run)
+    commits = store.history("made-up").commits
+    claims = [commits[0, task].claimed[1] for task in range(3)]
+    free = commits[0, 2].free[1]
+    found = status(store)["runs"][0]["replicas"][0]["forecast"]["hidden2"]
+    claimed = (claims[1] + claims[2]) / 2
+    assert found == {"claimed": claimed, "more": pytest.approx(free / claimed), "full": None, "grows": False}
+    with store.take("made-up", experiment_json={}, data="", versions={}) as writer:
+        writer.update_run(experiment(replicas=1, tasks={"count": 40}).to_json())
+    found = status(store)["runs"][0]["replicas"][0]["forecast"]["hidden2"]
+    assert found["full"] == 3 + int(free // claimed) + 1
+    assert found["more"] == pytest.approx(free / claimed - 37)
+
+
+@pytest.mark.parametrize(
+    ("claims", "free", "tasks", "full", "more"),
+    [
+        ((12,), 18, 2, 3, -0.5),  # the first task alone: 12 more fit once
+        ((12, 6), 18, 3, None, 0.0),
+        ((12, 6), 17, 3, 5, -1 / 6),
+        ((12, 0), 0, 3, None, None),  # what claims nothing fits for ever
+        ((12, 6), 0, 1, 3, -1.0),
+    ],
+)
+def test_what_the_budget_rule_expects_is_what_is_forecast(claims, free, tasks, full, more):
+    found = Forecast("hidden2", expected_claim(claims), free, tasks, len(claims) + tasks, grows=False)
+    assert (found.full, found.more) == (full, pytest.approx(more))
+    assert dataclasses.replace(found, grows=True).full is None

@@ -52,6 +52,7 @@ def reports(finished, experiment):
             "of": {"hidden1": 32, "hidden2": 24},
             "fingerprint": "f" * 64,
         },
+        "report": {"run": run.name, "file": "out/a.html", "size": 5e6, "replicas": 2, "commits": 6, "trials": 24},
         "deleted": {"run": run.name, "studies": 6, "rows": 1, "artifacts": 0},
     }
 
@@ -168,3 +169,28 @@ def test_verify_shows_text_as_it_is(reports):
 
 def test_an_empty_database_says_what_to_do(store):
     assert "clnp-search run quickstart" in printed(TABLES["status"](status(store)))
+
+
+def test_status_has_the_forecast_of_each_layer_or_of_the_first_to_be_full(store, experiment, simulate):
+    """On 80 columns, for 2 layers and 5 tasks too."""
+    run = experiment(tasks={"count": 5}, model={"hidden": [400, 400]}, replicas=1)
+    simulate(run)
+    report = status(store)
+    found = report["runs"][0]["replicas"][0]["forecast"]
+    text = printed(TABLES["status"](report))
+    assert re.search(r"\n +replica +forecast for hidden1 +forecast for hidden2\n", text)
+    assert (found["hidden1"]["full"], found["hidden2"]["full"]) == (None, None)
+    wanted = {3.24: "for all 5 tasks, 3.2 more  ", 1234.5: "for all 5 tasks, 1,234 more  ", None: "for all 5 tasks  "}
+    for more, text in wanted.items():
+        found["hidden1"] = {**found["hidden1"], "more": more}
+        assert f" 1  lasts {text}" in printed(TABLES["status"](report))
+    found["hidden2"] = {**found["hidden2"], "full": 4, "more": -1.5}
+    found["hidden1"] = {**found["hidden1"], "grows": True}
+    text = on_terminal(TABLES["status"](report))
+    assert re.search(r"\n +1 +grows before it is full +full at task 4 of 5 *\n", text)
+    assert max(map(len, text.splitlines())) <= 80
+    run = report["runs"][0]
+    run["units"] = dict.fromkeys(("hidden1", "hidden2", "hidden3"), 9)
+    for replica in run["replicas"]:
+        replica["units"] = replica["free"] = run["units"]
+    assert re.search(r"\n +1 +hidden2: full at task 4 of 5 *\n", on_terminal(TABLES["status"](report)))

@@ -1,0 +1,227 @@
+"""The figure of a task's trials: how accurate each still is with so many units (Sec. 2.2)."""
+
+import plotly.graph_objects as go
+
+from clnp.forgetting import Point
+from search.figures.common import Trials, cell_text, groups_text, task_trials
+from search.figures.style import CHOSEN, GREY, INK, counts, empty, plain, points_text, titled
+from search.records import CellRecord, CommitRecord
+from search.reports.common import Known
+from search.text import percent, plural, theta
+
+__all__ = ["pareto"]
+
+_BELOW = 10.0
+
+_LINES = {"below": (GREY, 1.0), "candidate": (INK, 1.0), "winner": (CHOSEN, 2.5)}
+"""Colour and width of a trial's line, the one that matters most last."""
+
+
+def pareto(known: Known, replica: int = 1, task: int = 1, *, below: float = _BELOW) -> go.Figure:
+    """Validation accuracy (%) of every trial of a task against the units that it claims, pruned further and further.
+
+    Each trial's staircase is a stepped line. The dotted line is the best unpruned accuracy of the grid, the dashed one
+    the cut line under it (of a budget rule its floor); candidates are marked where they would be pruned, the winner
+    where it was, and after fine-tuning what was committed.
+
+    Args:
+        replica, task: From 1.
+        below: Points more than so many percentage points under the cut line are left out.
+
+    Raises:
+        BadInput: There is no such replica or task, or the task is not open yet.
+    """
+    trials = task_trials(known, replica, task)
+    if trials.best is None or trials.needed is None:
+        return empty(f"{trials.place.capitalize()}: no trial with finite numbers yet{_diverged(trials)}")
+    figure = go.Figure()
+    _add_staircases(figure, known, trials, below)
+    candidates = {index: point for index, point in trials.points.items() if index != trials.winner}
+    if candidates:
+        figure.add_trace(_picks(known, trials, candidates))
+    commit = trials.commit
+    if commit is not None:
+        figure.add_trace(_chosen(known, trials, commit))
+        if commit.rounds:
+            figure.add_trace(_tuning(known, trials, commit))
+    _add_lines(figure, trials)
+    figure.update_xaxes(title_text="new units claimed (all hidden layers)", range=[0, _widest(figure)])
+    figure.update_yaxes(title_text="validation accuracy (%)", range=_range(trials))
+    return titled(figure, _title(known, trials), 360)
+
+
+def _add_staircases(figure: go.Figure, known: Known, trials: Trials, below: float) -> None:
+    """The lines that matter most last, on top of the others; one entry in the legend a kind."""
+    for kind, (colour, width) in _LINES.items():
+        scored = [record for index, record in sorted(trials.records.items()) if record.score]
+        chosen = [record for record in scored if _kind(trials, record.cell.index) == kind]
+        for place, record in enumerate(chosen):
+            figure.add_trace(_staircase(known, trials, record, below, kind, colour, width, first=place == 0))
+
+
+def _kind(trials: Trials, index: int) -> str:
+    if index == trials.winner:
+        return "winner"
+    return "candidate" if index in trials.points else "below"
+
+
+def _staircase(
+    known: Known, trials: Trials, record: CellRecord, below: float, kind: str, colour: str, width: float, *, first: bool
+) -> go.Scatter:
+    line = (trials.needed or 0) / trials.total - below / 100
+    points = [point for point in reversed(record.staircase) if point.correct / trials.total >= line]
+    return go.Scatter(
+        name=f"trial below the {trials.line}" if kind == "below" else kind,
+        legendgroup=kind,
+        showlegend=first,
+        mode="lines",
+        x=[sum(point.claimed) for point in points],
+        y=[_percent(point.correct, trials.total) for point in points],
+        line={"shape": "hv", "color": colour, "width": width},
+        opacity=1 if kind == "winner" else 0.75,
+        customdata=[[_point(known, point), counts(point.correct, trials.total)] for point in points],
+        hovertemplate=f"{plain(cell_text(record.cell))}<br>%{{customdata[1]}}<br>%{{customdata[0]}}<extra></extra>",
+    )
+
+
+def _point(known: Known, point: Point) -> str:
+    return f"θ {theta(point.theta, digits=4)}, {groups_text(known, point.claimed)}"
+
+
+def _picks(known: Known, trials: Trials, candidates: dict[int, Point]) -> go.Scatter:
+    cells = {cell.index: cell for cell in trials.cells}
+    return go.Scatter(
+        name="where it would be pruned",
+        showlegend=True,
+        mode="markers",
+        x=[sum(point.claimed) for point in candidates.values()],
+        y=[_percent(point.correct, trials.total) for point in candidates.values()],
+        marker={"symbol": "circle-open", "size": 9, "color": INK, "line": {"width": 1.5}},
+        hovertext=[
+            f"{cell_text(cells[index])}, where it would be pruned<br>{counts(point.correct, trials.total)}<br>"
+            + _point(known, point)
+            for index, point in candidates.items()
+        ],
+        hovertemplate="%{hovertext}<extra></extra>",
+    )
+
+
+def _chosen(known: Known, trials: Trials, commit: CommitRecord) -> go.Scatter:
+    tuned = "before fine-tuning" if commit.rounds else "committed"
+    return go.Scatter(
+        name="where it was pruned",
+        showlegend=True,
+        mode="markers",
+        x=[sum(commit.point.claimed)],
+        y=[_percent(commit.point.correct, trials.total)],
+        marker={"symbol": "star", "size": 16, "color": CHOSEN, "line": {"color": "white", "width": 1}},
+        hovertext=f"winner, {tuned}: {cell_text(commit.winner)}<br>{counts(commit.point.correct, trials.total)}<br>"
+        + _point(known, commit.point),
+        hovertemplate="%{hovertext}<extra></extra>",
+    )
+
+
+def _tuning(known: Known, trials: Trials, commit: CommitRecord) -> go.Scatter:
+    """The way from the picked point to what was committed: pruned, trained again, pruned, …"""
+    steps = [(sum(commit.point.claimed), commit.point.correct, "picked")]
+    for place, entry in enumerate(commit.rounds, start=1):
+        units = groups_text(known, entry.claimed)
+        steps.append((sum(entry.claimed), entry.pruned, f"round {place}, pruned at θ {theta(entry.theta)}, {units}"))
+        if entry.tuned is not None:
+            kept = "" if entry.better else "; not kept"
+            steps.append((sum(entry.claimed), entry.tuned, f"round {place}, fine-tuned{kept}, {units}"))
+    units = groups_text(known, commit.claimed)
+    steps.append((sum(commit.claimed), commit.validation.correct, f"committed after fine-tuning, {units}"))
+    return go.Scatter(
+        name="fine-tuning, to what was committed",
+        showlegend=True,
+        mode="lines+markers",
+        x=[claimed for claimed, _, _ in steps],
+        y=[_percent(correct, trials.total) for _, correct, _ in steps],
+        line={"color": CHOSEN, "width": 1, "dash": "dot"},
+        marker={
+            "symbol": [*["circle"] * (len(steps) - 1), "diamond"],
+            "size": [0, *[5] * (len(steps) - 2), 14],
+            "color": CHOSEN,
+            "line": {"color": INK, "width": [*[0] * (len(steps) - 1), 1.5]},
+            "opacity": 1,
+        },
+        hovertext=[f"{said}<br>{counts(correct, trials.total)}" for _, correct, said in steps],
+        hovertemplate="%{hovertext}<extra></extra>",
+    )
+
+
+def _add_lines(figure: go.Figure, trials: Trials) -> None:
+    so_far = "" if trials.commit else " so far"
+    for name, correct, dash, side in (
+        (f"best{so_far}", trials.best or 0, "dot", "bottom"),
+        (f"{trials.line}{so_far}", trials.needed or 0, "dash", "top"),
+    ):
+        figure.add_hline(
+            y=_percent(correct, trials.total),
+            line={"color": INK, "dash": dash, "width": 1},
+            annotation={
+                "text": f"{name} {percent(correct / trials.total)}",
+                "xanchor": "left",
+                "yanchor": side,
+                "x": 0,
+                "font": {"size": 12},
+                "bgcolor": "rgba(255, 255, 255, 0.8)",
+                "borderpad": 1,
+            },
+        )
+
+
+def _widest(figure: go.Figure) -> float:
+    """The end of the axis of units: a little beyond the last point."""
+    most: int = max((units for trace in figure.data for units in trace.x), default=1)
+    return 1.03 * most
+
+
+def _range(trials: Trials) -> list[float]:
+    """All unpruned trials that are not far off, and as much below the cut line as the rule gave up."""
+    best, line = _percent(trials.best or 0, trials.total), _percent(trials.needed or 0, trials.total)
+    scores = [record.score.correct for record in trials.records.values() if record.score]
+    marked = [point.correct for point in trials.points.values()]
+    if trials.commit:
+        marked += [trials.commit.validation.correct, *(entry.pruned for entry in trials.commit.rounds)]
+    tops = [_percent(point.correct, trials.total) for record in trials.records.values() for point in record.staircase]
+    top = max([best, *tops, *(_percent(correct, trials.total) for correct in marked)])
+    low = min([line, *(_percent(correct, trials.total) for correct in marked)])
+    low = min(low, max(line - 8, min((_percent(correct, trials.total) for correct in scores), default=line)))
+    pad = max(0.1, 0.14 * (top - low), 0.5 * (best - line))
+    return [low - pad, top + pad]
+
+
+def _title(known: Known, trials: Trials) -> str:
+    commit, rule = trials.commit, known.experiment.of(trials.task - 1).rule
+    count = plural(len([record for record in trials.records.values() if record.score]), "trial")
+    start = f"{trials.place.capitalize()}: "
+    line = f"{percent((trials.needed or 0) / trials.total)}"
+    if commit is None:
+        return (
+            f"{start}still open, {len(trials.records)} of {plural(len(trials.cells), 'cell')} finished"
+            f"{_diverged(trials)}; {len(trials.points)} reach{'es' if len(trials.points) == 1 else ''} {line} so far"
+        )
+    gap = 100 * (commit.best - commit.validation.correct) / trials.total
+    under = f"{points_text(abs(gap))} {'under' if gap > 0 else 'above'}" if gap else "level with"
+    text = (
+        f"{start}{count}{_diverged(trials)}; cell {commit.winner.index} wins with "
+        f"{plural(sum(commit.claimed), 'new unit')} at {percent(commit.validation.accuracy)}, {under} the best"
+    )
+    if commit.rounds:
+        was = f"{percent(commit.point.correct / trials.total)} with {sum(commit.point.claimed):,}"
+        text += f", after {plural(len(commit.rounds), 'round')} of fine-tuning (picked at {was} units)"
+    if rule.kind == "budget":
+        text += f"; the line is the budget rule's floor, {points_text(rule.floor or 0)} under the best"
+        if commit.over_budget:
+            text += f", and no point above it fits the budget of {', '.join(commit.over_budget)}"
+    return text
+
+
+def _diverged(trials: Trials) -> str:
+    return f", {trials.diverged:,} diverged" if trials.diverged else ""
+
+
+def _percent(correct: int, total: int) -> float:
+    return round(100 * correct / total, 4)
