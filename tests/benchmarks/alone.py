@@ -36,7 +36,7 @@ def alone(known: Known, record: CommitRecord, data_dir: str | None) -> float:
         task.train,
         task.validation,
         [Member(none, rate) for rate in rates],
-        Settings(**experiment.training.model_dump()),
+        Settings(**{**experiment.training.model_dump(), "norm_alpha": 0.0}),
         seed=experiment.seed + record.replica,
     )
     best = max((each for each in trained if each.diverged is None), key=lambda each: each.epochs[each.epoch - 1])
