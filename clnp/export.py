@@ -15,8 +15,6 @@ import copy
 import importlib
 import io
 import math
-import os
-import secrets
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +27,7 @@ from torch.nn import functional
 
 from clnp.architecture import as_safetensors, read_safetensors
 from clnp.exported import Exported, UnsupportedExport, classes_of
+from clnp.files import write_whole
 
 __all__ = ["Exported", "UnsupportedExport", "load", "save"]
 
@@ -56,7 +55,7 @@ def save(exported: Exported, path: str | Path) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: the folder {path.parent} does not exist; make it first")
     own = copy.deepcopy(exported).cpu().eval().requires_grad_(False)
-    _write(path, encode(own, classes_of(own)))
+    write_whole(path, encode(own, classes_of(own)))
 
 
 def load(path: str | Path) -> Exported:
@@ -247,18 +246,6 @@ def _silent() -> Iterator[None]:
         for category in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):
             warnings.simplefilter("ignore", category)
         yield
-
-
-def _write(path: Path, data: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(beside, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 _ENCODERS = {".safetensors": as_safetensors, ".onnx": _as_onnx, ".pt2": _as_pt2}

@@ -128,8 +128,11 @@ def _prune(
     left: Network, training: Split, validation: Split, needed: int, order: Order
 ) -> tuple[float | None, Claims] | None:
     """The largest θ at which what is left still has ``needed`` right answers, and the units that it leaves; None where
-    these are all of them."""
-    values = order(left, mean_activity(left, training.x))
+    these are all of them, or an activity is beyond float32."""
+    try:
+        values = order(left, mean_activity(left, training.x))
+    except Diverged:
+        return None
     reaching = [point for point in staircase(left, values, validation).points if point.correct >= needed]
     if not reaching or sum(reaching[-1].claimed) == sum(int((~active(left, group)).sum()) for group in left.groups):
         return None

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
+from clnp.files import write_whole
 from search.errors import BadInput, Damage, Unavailable
 from search.names import artifact_file
 
@@ -37,15 +38,7 @@ class _SyncedFolder(FileSystemArtifactStore):
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        beside = self._folder / f".{artifact_id}.{uuid.uuid4().hex}.tmp"
-        try:
-            with open(beside, "xb") as file:
-                file.write(content_body.read())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, self._get_filepath(artifact_id))
-        finally:
-            beside.unlink(missing_ok=True)
+        write_whole(self._folder / artifact_id, content_body.read())
         _sync_folder(self._folder)
 
 

@@ -176,6 +176,8 @@ def _export(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from search.figures.report import report
 
+    if not options.to:
+        raise BadInput("--to is empty; give a folder, such as reports, or . for the current one")
     with _store(options, create=False) as store:
         return _print(options, report(store, options.name, options.to))
 

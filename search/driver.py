@@ -266,6 +266,8 @@ class _Attempt:
         if row is None:
             raise BadInput(f"run {self.name} was deleted just now")
         self._refuse_other(row, data)
+        # Of a fork the ledger has what its origin was run with; the origin may have been made anew since.
+        self.experiment = self.experiment.with_origin(Experiment.from_json(row.experiment).origin)
         if row.experiment != self.experiment.to_json():
             writer.update_run(self.experiment.to_json())
 

@@ -124,8 +124,8 @@ class Experiment(Section):
         if fine_tuning is None:
             return None
         refuse(_too_few_margins(fine_tuning.margin, info))
-        if fine_tuning.margin is not None and "rule" in info.data and info.data["rule"].kind == "budget":
-            refuse([(("margin",), fine_tuning.margin, "the budget rule has floor instead: leave it out")])
+        if "rule" in info.data and info.data["rule"].kind == "budget":
+            refuse(_against_budget(fine_tuning))
         if "model" in info.data:
             refuse(fine_tuning.problems(info.data["model"].layer_names))
         return fine_tuning
@@ -157,6 +157,11 @@ class Experiment(Section):
     def origin(self) -> Origin | None:
         """The run whose first commits this one begins with, or None."""
         return self._origin
+
+    @property
+    def copied(self) -> int:
+        """How many tasks a fork is given; 0 of a run that is none."""
+        return 0 if self._origin is None else self._origin.tasks
 
     def task_sizes(self, replica: int) -> tuple[Sizes, ...]:
         """The sizes of every task of a replica (from 0), none a person's own; of the first alone where all are alike.
@@ -257,6 +262,14 @@ def _too_few_margins(
 ) -> Iterator[tuple[tuple[str], object, str]]:
     if "tasks" in info.data and isinstance(margin, tuple) and len(margin) < (count := info.data["tasks"].count):
         yield ("margin",), margin, f"give one value, or one for each of the {count} tasks, not {len(margin)}"
+
+
+def _against_budget(fine_tuning: FineTuning) -> Iterator[tuple[tuple[str], object, str]]:
+    if fine_tuning.margin is not None:
+        yield ("margin",), fine_tuning.margin, "the budget rule has floor instead: leave it out"
+    if fine_tuning.rounds > 1:
+        # A second round would prune down to the floor what fits already.
+        yield ("rounds",), fine_tuning.rounds, "the budget rule prunes once, to what fits: leave it out"
 
 
 def _is_plain(tasks: Tasks, model: Model) -> bool:

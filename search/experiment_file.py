@@ -121,21 +121,26 @@ def _validated(document: Document, name: str, kind: type[Kind]) -> Kind:
     except ValidationError as error:
         for details in error.errors(include_url=False):
             if details["input"] is not None or details["loc"] not in unread:
-                problems.append(_problem(details, _tree(kind)))
+                problems.append(_problem(details, _tree(kind), document))
     else:
         if not problems:
             return experiment
     raise BadInput(_refusal(name, document, problems))
 
 
-def _problem(details: Mapping[str, Any], known: _Tree) -> Problem:
+def _problem(details: Mapping[str, Any], known: _Tree, document: Document) -> Problem:
     path: Path = details["loc"]
+    changed = any(place.startswith("--set") for place in document.places.values())
     if details["type"] == "extra_forbidden":
         return Problem(path, _unknown(path, known))
     if details["type"] == "model_type":
         mend = f"give a section with keys: {', '.join(_keys(path, known))}"
     else:
         mend = details["ctx"]["mend"]
+    if details["type"] == "given" and changed:
+        mend += f", or --set {show_path(path)}=null"
+    if details["input"] is None and document.places and path not in document.places:
+        return Problem(path, f"{show_path(path)} is not given; {mend}")
     return Problem(path, f"{show_path(path)} is {_show(details['input'])}; {mend}")
 
 

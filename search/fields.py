@@ -33,6 +33,7 @@ __all__ = [
     "Units",
     "Width",
     "choice",
+    "given",
     "is_own",
     "listed",
     "or_own",
@@ -46,6 +47,11 @@ Auto = Literal["auto"]
 def refusal(mend: str) -> PydanticCustomError:
     """What a validator raises: ``mend`` says what to write instead. The message names the value."""
     return PydanticCustomError("mend", "{mend}", {"mend": mend})
+
+
+def given(why: str) -> PydanticCustomError:
+    """What a validator raises of a key that is not to be given at all: ``--set`` takes it away by null."""
+    return PydanticCustomError("given", "{mend}", {"mend": f"{why}: leave it out"})
 
 
 def refuse(problems: Iterable[tuple[Path, object, str]]) -> None:

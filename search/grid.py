@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from search.experiment import Experiment
 from search.records import Cell
 from search.sections import spread
+from search.text import number
 
 __all__ = ["cells", "expected_share", "stacks", "warnings"]
 
@@ -110,7 +111,7 @@ def _strength(experiment: Experiment, task: int) -> float:
 
 def warnings(experiment: Experiment) -> list[str]:
     """What to think twice about: a margin below one sample, early stopping, an α too weak to leave room for the tasks,
-    a budget that can hardly be met.
+    a budget that can hardly be met. Of a fork only what it trains counts.
 
     A line each, for people; none of them keeps a run from starting.
     """
@@ -124,15 +125,24 @@ def warnings(experiment: Experiment) -> list[str]:
     return found
 
 
+def _trained(experiment: Experiment) -> range:
+    return range(experiment.copied, experiment.tasks.count)
+
+
+def _rough(share: float) -> str:
+    return f"{number(100 * share, digits=3)} %"
+
+
 def _margin_warnings(experiment: Experiment) -> list[str]:
     samples = experiment.outline.validation
-    margins = {experiment.margin(task): task for task in reversed(range(experiment.tasks.count))}
+    margins = {experiment.margin(task): task for task in reversed(_trained(experiment))}
     key = "rule.floor" if experiment.rule.kind == "budget" else "rule.margin"
     if experiment.fine_tuning is not None and experiment.fine_tuning.margin is not None:
         key = "fine_tuning.margin"
     return [
-        f"{key} is {float(margin):g} in task {task + 1}: {float(margin * samples / 100):g} of a validation "
-        f"sample (there are {samples}, one is {100 / samples:.2g} points), so that no accuracy is given up"
+        f"{key} is {number(float(margin))} in task {task + 1}: {number(float(margin * samples / 100))} of a "
+        f"validation sample (there are {samples}, one is {number(100 / samples, digits=2)} points), so that no "
+        f"accuracy is given up"
         for margin, task in sorted(margins.items())
         if margin * samples < 100
     ]
@@ -145,16 +155,16 @@ def _room_warnings(experiment: Experiment) -> list[str]:
     """
     if experiment.head != "single" or experiment.model.kind != "mlp" or experiment.grow is not None:
         return []
-    count, last = experiment.tasks.count, experiment.tasks.count - 1
-    shares = [expected_share(experiment, task) for task in range(count)]
+    shares = [expected_share(experiment, task) for task in _trained(experiment)]
     if sum(shares) <= 1:
         return []
-    outline = experiment.outline
-    enough = last / _strength(experiment, last)  # the tasks share the layer evenly
+    outline, last = experiment.outline, experiment.tasks.count - 1
+    enough = (len(shares) - 1) / _strength(experiment, last)  # the tasks share the layer evenly
     return [
-        f"α looks too weak to leave room for {count} tasks: the largest for {outline.layer_names[-2]} is "
-        f"{_strongest_alpha(experiment, last):g}, and by a rule of thumb a task then claims {shares[last]:.0%} of its "
-        f"{_last_width(experiment)} units; try an α of {enough:.2g}, more epochs or a larger learning rate"
+        f"α looks too weak to leave room for {len(shares)} tasks: the largest for {outline.layer_names[-2]} is "
+        f"{number(_strongest_alpha(experiment, last))}, and by a rule of thumb a task then claims {_rough(shares[-1])} "
+        f"of its {_last_width(experiment)} units; try an α of {number(enough, digits=2)}, more epochs or a larger "
+        f"learning rate"
     ]
 
 
@@ -178,7 +188,8 @@ def _budget_warnings(experiment: Experiment) -> list[str]:
             f"{layer}, or lower rule.tasks"
         )
     elif experiment.head == "single" and experiment.model.kind == "mlp":
-        over = ((task, share) for task in range(count) if (share := expected_share(experiment, task)) * tasks > 1)
+        shares = ((task, expected_share(experiment, task)) for task in _trained(experiment))
+        over = ((task, share) for task, share in shares if share * tasks > 1)
         found += [_over_share(experiment, task, share) for task, share in itertools.islice(over, 1)]
     return found
 
@@ -188,7 +199,7 @@ def _over_share(experiment: Experiment, task: int, share: float) -> str:
     enough = (tasks - 1) / _strength(experiment, task)
     return (
         f"the budget can hardly be met, even at the floor: an equal share of {layer} among {tasks} tasks (rule.tasks) "
-        f"is {1 / tasks:.1%} of its {_last_width(experiment)} units, and by a rule of thumb a task claims {share:.1%} "
-        f"at the largest α for it, {_strongest_alpha(experiment, task):g}; try an α of {enough:.2g}, more epochs or a "
-        f"larger learning rate"
+        f"is {_rough(1 / tasks)} of its {_last_width(experiment)} units, and by a rule of thumb a task claims "
+        f"{_rough(share)} at the largest α for it, {number(_strongest_alpha(experiment, task))}; try an α of "
+        f"{number(enough, digits=2)}, more epochs or a larger learning rate"
     )

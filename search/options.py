@@ -47,20 +47,21 @@ List the experiments that ship with the package, a line each. `clnp-search plan 
 _PLAN = """
 Say what `run` would do on this machine; nothing is started or written. Every cell is listed with one α a layer, then
 the stacks in which cells train, the workers, the disk that is needed at most, and what the database holds under this
-name already. Warnings say where the margin is less than one validation sample and where α looks too weak to leave
-room for all tasks.
+name already. Warnings say where the margin is less than one validation sample, where α looks too weak to leave room for
+all tasks, and which layer would run out by what the tasks so far claimed, those that a fork begins with among them.
 """
 
 _RUN = """
 Learn the tasks of an experiment, one after another. A run of the same name continues where it was; a finished one
-prints its table. Workers, retries, locations and grow may change in between, replicas and tasks may grow; anything
-else is refused and needs another --name. Functions of your own (module:function) are looked for in the folder of the
-experiment file, then in the current one. Ctrl-C gives running jobs back and says how to continue; a second one leaves
-at once. At the end: the winner of every task, and every task's test accuracy measured again after each commit.
+prints its table. Workers, retries, locations and grow may change in between, replicas and tasks may grow; anything else
+is refused and needs another --name, with --from where tasks are to be kept. Functions of your own (module:function) are
+looked for in the folder of the experiment file, then in the current one. Ctrl-C gives running jobs back and says how to
+continue; a second one leaves at once. At the end: the winner of every task, and every task's test accuracy measured
+again after each commit.
 
---from NAME --task T forks: the new run begins with copies of the first T commits of run NAME, and only the tasks after
-them are trained. Network, data, seed and tasks are the same; rule, grid, training, fine-tuning and grow may be others.
-NAME may still be running, and may be deleted once the copies are made.
+--from NAME --task T --name NEW forks: the new run begins with copies of the first T commits of run NAME, and only the
+tasks after them are trained. Network, data, seed and tasks are the same; rule, grid, training, fine-tuning and grow may
+be others. NAME may still be running, and may be deleted once the copies are made.
 """
 
 _RESUME = """
@@ -82,9 +83,10 @@ fingerprint, and where it comes from, with all that had to differ.
 
 _REPLAY = """
 Apply the rule at another margin to the records; nothing is trained. For every task: what would have been picked, what
-it would cost in accuracy and how many units it would free. Exact up to the first task that differs; the tasks after
-it are marked as given the history, since they would have trained on other free units. It is the margin rule that is
-applied, also to a run that was decided by the budget rule.
+it would cost in accuracy and how many units it would free. Exact up to the first task that differs; the tasks after it
+are marked as given the history, since they would have trained on other free units. It is the margin rule that is
+applied, also to a run that was decided by the budget rule; fine-tuning is not replayed, a task that had it is compared
+as it was pruned before.
 """
 
 _VERIFY = """

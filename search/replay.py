@@ -21,15 +21,16 @@ class Replayed:
     """One committed task under the other margin.
 
     Attributes:
-        outcome: ``same``: the same winner at the same θ. ``would differ``: another, and exactly this one: everything
-            before was the same. ``given the history``: a task before would differ, so this one would have trained on
+        outcome: ``same``: the same winner at the same θ, and the same cut line where later rounds of fine-tuning prune
+            down to it. ``would differ``: another, and exactly this one: everything before was the same. ``given the history``: a task before would differ, so this one would have trained on
             other free units; what is said here is how its recorded trials fare.
         winner, point: What the rule picks at the other margin.
         best, needed: Right answers of the best trial of the grid, and the other cut line.
         candidates: Cell indices within the other margin, unpruned.
-        cost: Validation samples that the pick has right fewer than the commit; below 0, more.
+        committed, committed_point: The committed trial, and where the rule pruned it: before fine-tuning.
+        cost: Validation samples that the pick has right fewer than that; below 0, more.
         total: Samples of the validation split.
-        freed: Units that the pick claims fewer than the commit, one number a hidden layer; below 0, more.
+        freed: Units that the pick claims fewer than that, one number a hidden layer; below 0, more.
     """
 
     replica: int
@@ -57,7 +58,8 @@ def replay(experiment: Experiment, history: History, margin: Fraction, *, name: 
 
     Exact up to and including the first task of a replica whose winner or θ would differ (Sec. 2.2). It is the margin
     rule that selects again, also in a run under the budget rule: a margin stands for itself, while a budget hangs on
-    what the tasks before have claimed, which another choice would have changed.
+    what the tasks before have claimed, which another choice would have changed. Fine-tuning is training, which is not
+    repeated: both sides are compared as they were pruned, before it.
 
     Args:
         name: Of the run, for messages.
@@ -73,7 +75,10 @@ def replay(experiment: Experiment, history: History, margin: Fraction, *, name: 
         while (commit := history.commits.get((replica, len(tasks)))) is not None:
             records = recorded_cells(history, commit, name)
             choice = pick_at_margin(records, margin, experiment.of(commit.task).rule.sparsity)
-            tasks.append(_compare(commit, choice, records[choice.winner.index].cell, tasks))
+            again = experiment.of(commit.task).fine_tuning
+            # Rounds after the first prune down to the cut line.
+            goes_on = again is not None and again.rounds > 1 and choice.needed != commit.needed
+            tasks.append(_compare(commit, choice, records[choice.winner.index].cell, tasks, goes_on))
         replicas.append(tasks)
     return replicas
 
@@ -103,12 +108,12 @@ def recorded_cells(history: History, commit: CommitRecord, name: str) -> Mapping
     return records
 
 
-def _compare(commit: CommitRecord, choice: Choice, winner: Cell, before: Sequence[Replayed]) -> Replayed:
+def _compare(commit: CommitRecord, choice: Choice, winner: Cell, before: Sequence[Replayed], goes_on: bool) -> Replayed:
     point = choice.winner.point
     outcome: Literal["same", "would differ", "given the history"] = "same"
     if any(task.outcome != "same" for task in before):
         outcome = "given the history"
-    elif (winner.index, point) != (commit.winner.index, commit.point):
+    elif goes_on or (winner.index, point) != (commit.winner.index, commit.point):
         outcome = "would differ"
     return Replayed(
         replica=commit.replica,

@@ -269,9 +269,19 @@ class Replica:
                 f"{place(self.index, self.task)}: no free unit left in {outline.group_names[outline.last]}: all "
                 f"{widths[outline.last]} are owned, and with a single head a task reads only new ones. The tasks "
                 f"committed so far are kept. To go on with this run give the same command with grow: in the experiment "
-                f"(such as --set grow.by=0.25), which adds units; or give another --name to a new run that is wider, "
-                f"prunes harder (a larger α or margin) or has a head a task"
+                f"(such as --set grow.by=0.25), which adds units; {self._harder()}or give another --name to a new run "
+                f"that is wider, prunes harder or has a head a task"
             )
+
+    def _harder(self) -> str:
+        """A fork that prunes harder where there was still room: before the last commit."""
+        limit = "floor" if self._experiment.rule.kind == "budget" else "margin"
+        if self.task < 2:
+            return ""
+        return (
+            f"to prune harder (a larger α or {limit}) while there was room, begin with fewer of its tasks: --from NAME "
+            f"--task {self.task - 1} --name NEW; "
+        )
 
     def _room(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Units of each hidden group in the task that is open or opens next, and how many of them are free.
@@ -331,10 +341,11 @@ class Replica:
             widths = self.openings[self.task].widths
             choice = pick_winner(self._experiment, records, earlier=self.commits, widths=widths)
         except NothingToCommit as error:
-            raise Impossible(
-                f"{place(self.index, self.task)}: {error}{self._crowding()}. The tasks committed so far are kept; "
-                f"change the grid and give the new run another --name"
-            ) from error
+            remedy = "Change the grid and give the new run another --name"
+            if self.task:
+                kept = "task committed so far is" if self.task == 1 else "tasks committed so far are"
+                remedy = f"The {kept} kept; to go on with another grid: --from NAME --task {self.task} --name NEW"
+            raise Impossible(f"{place(self.index, self.task)}: {error}{self._crowding()}. {remedy}") from error
         except Damaged as error:
             raise Damage(f"{place(self.index, self.task)}: {error}") from error
         record = records[choice.winner.index]

@@ -6,7 +6,7 @@ from statistics import mean
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from search.figures.common import by_task, tasks_done
+from search.figures.common import begun, by_task, grown, tasks_done, uneven, whole
 from search.figures.style import CIVIDIS, FAINT, INK, average, empty, layer_colours, plain, task_axis, tint, titled
 from search.records import CommitRecord
 from search.reports.common import Known
@@ -23,7 +23,8 @@ _TEXTED = 12
 def units(known: Known, *, columns: int | None = None) -> go.Figure:
     """Units of every hidden group after each task in percent of the group: claimed, reused, silent; the rest is free.
 
-    A panel a group; averaged over the replicas. The height of a column is what is in use, the paper's Figs. 4b and 5b.
+    A panel a group; averaged over the replicas, hatched where not all have the task. The height of a column is what is
+    in use, the paper's Figs. 4b and 5b.
 
     Args:
         columns: Panels beside each other; without it up to 3.
@@ -45,7 +46,7 @@ def units(known: Known, *, columns: int | None = None) -> go.Figure:
     colours = layer_colours(known)
     for place, name in enumerate(names):
         row, column = divmod(place, columns)
-        for bar in _bars(tasks, place, name, colours[name]):
+        for bar in _bars(tasks, whole(known), place, name, colours[name]):
             figure.add_trace(bar, row=row + 1, col=column + 1)
         figure.layout.annotations[place].font = {"size": 13, "color": INK}
         figure.update_xaxes(title_text="task" if place + columns >= len(names) else None, row=row + 1, col=column + 1)
@@ -56,7 +57,8 @@ def units(known: Known, *, columns: int | None = None) -> go.Figure:
     figure.update_yaxes(range=[0, 100], dtick=25)
     figure.update_yaxes(title_text="share of units (%)", col=1)
     figure.update_layout(barmode="stack", bargap=0.15, legend_traceorder="normal")
-    return titled(figure, f"{_summary(known)}{_reuse(known, tasks[-1])}", height)
+    said = f"{_summary(known)}{_reuse(known, tasks[whole(known) - 1])}"
+    return titled(figure, said + uneven(known, "hatched"), height)
 
 
 def _key(role: str, colour: str) -> go.Bar:
@@ -70,7 +72,7 @@ def _parts(record: CommitRecord, place: int) -> tuple[int, int, int]:
     return claimed, reused, record.widths[place] - record.free[place] - claimed - reused
 
 
-def _bars(tasks: Sequence[Sequence[CommitRecord]], place: int, name: str, colour: str) -> list[go.Bar]:
+def _bars(tasks: Sequence[Sequence[CommitRecord]], reached: int, place: int, name: str, colour: str) -> list[go.Bar]:
     shares = [
         [mean(100 * _parts(record, place)[part] / record.widths[place] for record in records) for records in tasks]
         for part in range(3)
@@ -82,7 +84,15 @@ def _bars(tasks: Sequence[Sequence[CommitRecord]], place: int, name: str, colour
             name=roles[part][0],
             x=list(range(1, len(tasks) + 1)),
             y=[round(share, 4) for share in shares[part]],
-            marker={"color": tint(colour, roles[part][1]), "line": {"width": 0}},
+            marker={
+                "color": tint(colour, roles[part][1]),
+                "line": {"width": 0},
+                "pattern": {
+                    "shape": ["" if task < reached else "/" for task in range(len(tasks))],
+                    "fgcolor": "white",
+                    "fillmode": "overlay",
+                },
+            },
             hovertext=hover,
             hovertemplate="%{hovertext}<extra></extra>",
             showlegend=False,
@@ -106,7 +116,8 @@ def _hover(records: Sequence[CommitRecord], place: int, name: str) -> str:
 def used(known: Known) -> go.Figure:
     """Units in use after each task in percent of their group, averaged over the replicas: the paper's Fig. 3.
 
-    A line a hidden group with its standard deviation over the replicas; of more than 6 groups a row each instead.
+    A line a hidden group with its standard deviation over the replicas, its dots open where not all have the task; of
+    more than 6 groups a row each instead.
     """
     tasks, names = by_task(known), known.hidden
     if not tasks:
@@ -121,7 +132,7 @@ def used(known: Known) -> go.Figure:
         _add_lines(figure, known, found, hover)
         height = 300
     figure.update_xaxes(title_text="after task", **task_axis(known.experiment.tasks.count))
-    return titled(figure, _summary(known), height)
+    return titled(figure, _summary(known) + uneven(known, "open" if len(names) <= MANY else "on the right"), height)
 
 
 def _used(records: Sequence[CommitRecord], place: int) -> tuple[float, float | None]:
@@ -141,6 +152,7 @@ Shares = dict[str, list[tuple[float, float | None]]]
 
 
 def _add_lines(figure: go.Figure, known: Known, found: Shares, hover: dict[str, list[str]]) -> None:
+    reached = whole(known)
     symbols = ("circle", "square", "diamond", "triangle-up", "x", "star")
     for (name, shares), symbol in zip(found.items(), symbols, strict=False):
         deviations = [deviation or 0 for _, deviation in shares]
@@ -152,7 +164,7 @@ def _add_lines(figure: go.Figure, known: Known, found: Shares, hover: dict[str, 
                 y=[round(share, 4) for share, _ in shares],
                 error_y={"array": deviations, "thickness": 1, "width": 2} if any(deviations) else None,
                 line={"color": layer_colours(known)[name], "width": 2},
-                marker={"symbol": symbol, "size": 7},
+                marker={"symbol": [symbol + "-open" * (task >= reached) for task in range(len(shares))], "size": 7},
                 hovertext=hover[name],
                 hovertemplate="%{hovertext}<extra></extra>",
                 showlegend=True,
@@ -193,8 +205,12 @@ def _add_rows(figure: go.Figure, found: Shares, hover: dict[str, list[str]]) -> 
 
 
 def _summary(known: Known) -> str:
-    """How full every group is now: the mean over the replicas, each after its own last commit."""
-    last = [commits[-1] for replica in known.replicas if (commits := known.commits(replica))]
+    """How full every group is after the last task that all replicas have, and what growth came to."""
+    runs, reached = begun(known), whole(known)
+    last = [commits[reached - 1] for commits in runs]
+    level = all(len(known.commits(replica)) == reached for replica in known.replicas)
+    after = tasks_done(known) if level else f"task {reached}"
+    growth = f"; {text}" if (text := grown(known)) else ""
     shares = {
         name: mean(1 - record.free[place] / record.widths[place] for record in last)
         for place, name in enumerate(known.hidden)
@@ -202,11 +218,11 @@ def _summary(known: Known) -> str:
     if len(shares) <= 3:
         said = [f"{_whole(share)} of {name}" for name, share in shares.items()]
         text = said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
-        return f"After {tasks_done(known)} {text} {'is' if len(said) == 1 else 'are'} in use"
+        return f"After {after} {text} {'is' if len(said) == 1 else 'are'} in use{growth}"
     least, most = (choose(shares, key=lambda name: shares[name]) for choose in (min, max))
     return (
-        f"After {tasks_done(known)} between {_whole(shares[least])} ({least}) and {_whole(shares[most])} ({most}) of "
-        f"the units of {number(len(shares))} groups are in use"
+        f"After {after} between {_whole(shares[least])} ({least}) and {_whole(shares[most])} ({most}) of "
+        f"the units of {number(len(shares))} groups are in use{growth}"
     )
 
 

@@ -5,18 +5,23 @@ from typing import Any, Literal
 
 import plotly.graph_objects as go
 
-from search.figures.common import Trials, cell_text, groups_text, task_trials
+from search.figures.common import Trials, cell_text, groups_text, task_trials, theta_text
 from search.figures.style import CHOSEN, CIVIDIS, INK, ONE_HUE, bounds, counts, plain, titled
 from search.records import Cell
 from search.reports.common import Known
-from search.text import number, percent, plural, theta
+from search.text import number, percent, plural
 
 __all__ = ["grid"]
 
-_State = Literal["candidate", "below the line", "diverged", "not finished"]
+_State = Literal["candidate", "not pruned", "below the line", "diverged", "not finished"]
 
-_SIGNS: dict[_State, str] = {"below the line": "↓", "diverged": "×", "not finished": "…"}
-_GREYS: dict[_State, str] = {"below the line": "#d5d8dc", "diverged": "#3a3a3a", "not finished": "#f6f7f8"}
+_SIGNS: dict[_State, str] = {"not pruned": "–", "below the line": "↓", "diverged": "×", "not finished": "…"}
+_GREYS: dict[_State, str] = {
+    "not pruned": "#e6e8eb",
+    "below the line": "#d5d8dc",
+    "diverged": "#3a3a3a",
+    "not finished": "#f6f7f8",
+}
 
 _TEXTED = 10
 """So many learning rates leave room for a number in every cell."""
@@ -28,8 +33,9 @@ _NAMED = 3
 def grid(known: Known, replica: int = 1, task: int = 1) -> go.Figure:
     """The grid of a task: α by learning rate, with the units that a cell claims and its unpruned validation accuracy.
 
-    Units are counted where the rule would prune the cell, the winner's where it was. Cells below the cut line, diverged
-    and unfinished ones are marked so. Rows are named by what differs between their α.
+    Units are counted where the rule would prune the cell, the winner's where it was. Cells below the cut line,
+    diverged and unfinished ones, and candidates of a task that the rule refuses are marked so. Rows are named by what
+    differs between their α.
 
     Args:
         replica, task: From 1.
@@ -106,7 +112,9 @@ def _state(trials: Trials, cell: Cell) -> _State:
         return "not finished"
     if record.score is None:
         return "diverged"
-    return "candidate" if cell.index in trials.points else "below the line"
+    if cell.index in trials.points:
+        return "candidate"
+    return "not pruned" if trials.reaches(cell.index) else "below the line"
 
 
 def _map(known: Known, trials: Trials, table: Table, shape: tuple[int, int], place: int) -> go.Heatmap:
@@ -149,12 +157,12 @@ def _accuracy(trials: Trials, cell: Cell) -> float | None:
 def _marks(known: Known, trials: Trials, table: Table, shape: tuple[int, int], place: int) -> go.Heatmap:
     """Greys with a sign where a map has no number."""
     order = list(_GREYS)
-    marked = ("below the line", "diverged", "not finished") if place == 0 else ("diverged", "not finished")
+    marked = order if place == 0 else ["diverged", "not finished"]
     states = [
         [state if cell is not None and (state := _state(trials, cell)) in marked else None for cell in row]
         for row in _each(table, shape)
     ]
-    scale = [(bound / 3, _GREYS[state]) for at, state in enumerate(order) for bound in (at, at + 1)]
+    scale = [(bound / len(order), _GREYS[state]) for at, state in enumerate(order) for bound in (at, at + 1)]
     return go.Heatmap(
         xaxis="x2" if place else "x",
         yaxis="y2" if place else "y",
@@ -162,7 +170,7 @@ def _marks(known: Known, trials: Trials, table: Table, shape: tuple[int, int], p
         y=list(range(shape[0])),
         z=[[None if state is None else order.index(state) + 0.5 for state in row] for row in states],
         zmin=0,
-        zmax=3,
+        zmax=len(order),
         colorscale=scale,
         xgap=2,
         ygap=2,
@@ -190,9 +198,10 @@ def _hover(known: Known, trials: Trials, cell: Cell) -> str:
     lines.append(f"unpruned {counts(record.score.correct, record.score.total)}")
     point = trials.points.get(cell.index)
     if point is None:
-        lines.append(f"below the {trials.line}")
+        lines.append(f"{'reaches' if trials.reaches(cell.index) else 'below'} the {trials.line}")
     else:
-        lines.append(f"pruned at θ {theta(point.theta, digits=4)}: {counts(point.correct, trials.total)}")
+        at = theta_text(known, trials.task, point.theta)
+        lines.append(f"pruned at θ {at}: {counts(point.correct, trials.total)}")
         lines.append(groups_text(known, point.claimed))
     return "<br>".join(lines)
 
@@ -236,7 +245,8 @@ def _short(name: str) -> str:
 
 
 def _title(trials: Trials) -> str:
-    states = [_state(trials, cell) for cell in trials.cells]
+    states, start = [_state(trials, cell) for cell in trials.cells], f"{trials.place.capitalize()}: "
+    start += f"nothing worth committing: {trials.refusal}; " if trials.refusal else ""
     said = [
         f"{states.count(state):,} {text}"
         for state, text in (
@@ -248,13 +258,17 @@ def _title(trials: Trials) -> str:
     ]
     rest = f"; {', '.join(said)}" if said else ""
     if trials.needed is None:
-        return f"{trials.place.capitalize()}: none of {plural(len(states), 'cell')} has finite numbers yet{rest}"
+        if not trials.records:
+            return f"{start}none of {plural(len(states), 'cell')} is finished yet"
+        yet = " yet" if trials.unfinished else ""
+        return f"{start}none of {plural(len(states), 'cell')} has finite numbers{yet}{rest}"
     units = [sum(point.claimed) for point in trials.points.values()]
-    one = len(units) == 1
+    reach = sum(map(trials.reaches, trials.records))
+    one = reach == 1
     claims = f" and claim{'s' if one else ''} {_range(units)} new units" if units else ""
-    so_far = "" if trials.commit else " so far"
+    so_far = " so far" if trials.open else ""
     return (
-        f"{trials.place.capitalize()}: {len(units):,} of {plural(len(states), 'cell')} reach{'es' if one else ''} the "
+        f"{start}{reach:,} of {plural(len(states), 'cell')} reach{'es' if one else ''} the "
         f"{trials.line} of {percent(trials.needed / trials.total)}{so_far}{claims}{rest}"
     )
 

@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 
 from search.errors import BadInput
 from search.figures.capacity import units, used
-from search.figures.common import task_trials
+from search.figures.common import grown, task_trials
 from search.figures.grids import grid
 from search.figures.style import LEGEND, TITLE, TITLE_LINE
 from search.figures.tasks import accuracy, matrix
@@ -42,6 +42,15 @@ SECTIONS: Mapping[str, tuple[str, str]] = {
     ),
 }
 """The figures of a whole run, by their function's name: heading, and what to look at."""
+
+_GROWN: Mapping[str, str] = {
+    "used": "Shares of the layer as wide as it was then. Growth holds a line back or lowers it, whatever the tasks "
+    "claim or use again; a dot names its units and the width.",
+    "units": "A column is the layer after a task, as wide as it was then: pale what belongs to earlier tasks and is "
+    "silent on it, darker what it uses of theirs, full colour what it claims; the white above is free, what growth "
+    "added with it. The mean over the replicas.",
+}
+"""What to look at instead where growth acted: shares are then of widths that change."""
 
 _TASK_SECTIONS: Mapping[str, tuple[str, str]] = {
     "pareto": (
@@ -81,7 +90,7 @@ def page(known: Known) -> str:
         f"<title>{_text(known.row.name)}</title>",
         f"<style>{_resource('page.css')}</style></head><body>",
         *_head(known),
-        *(_section(name, *SECTIONS[name]) for name in figures),
+        *(_section(name, SECTIONS[name][0], _look(known, name)) for name in figures),
         *(_details() if tasks else ()),
         "<noscript><p>The figures need JavaScript, which is switched off here.</p></noscript>",
         f'<script type="application/json" id="figures">{_json(data)}</script>',
@@ -90,6 +99,11 @@ def page(known: Known) -> str:
         "</body></html>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _look(known: Known, name: str) -> str:
+    """What to look at in a figure of the whole run; a share of a layer that grows says less of its units."""
+    return _GROWN[name] if name in _GROWN and grown(known) else SECTIONS[name][1]
 
 
 def _figure(known: Known, name: str) -> dict[str, Any]:
@@ -164,10 +178,18 @@ def _head(known: Known) -> Iterator[str]:
         if rows:
             yield f"<details{' open' if replica == 0 else ''}><summary>Commits of replica {replica + 1}</summary>"
             yield '<div class="scroll"><table><thead><tr>'
-            yield "".join(f"<th>{_text(column)}</th>" for column in header)
+            yield "".join(_cell("th", column, column) for column in header)
             yield "</tr></thead><tbody>"
-            yield from (f"<tr>{''.join(f'<td>{_text(value)}</td>' for value in row)}</tr>" for row in rows)
+            for row in rows:
+                cells = (_cell("td", column, value) for column, value in zip(header, row, strict=True))
+                yield f"<tr>{''.join(cells)}</tr>"
             yield "</tbody></table></div></details>"
+
+
+def _cell(tag: str, column: str, value: str) -> str:
+    """A cell of the table of commits; remarks may take several lines."""
+    kind = ' class="remarks"' if column == "remarks" else ""
+    return f"<{tag}{kind}>{_text(value)}</{tag}>"
 
 
 def _section(name: str, heading: str, look: str) -> str:

@@ -1,9 +1,9 @@
 """``report``: a run's page, written to a folder."""
 
 import os
-import secrets
 from pathlib import Path
 
+from clnp.files import write_whole
 from search.errors import BadInput
 from search.figures.page import page
 from search.reports.common import Report, read_run
@@ -27,7 +27,7 @@ def report(store: Store, name: str, folder: str) -> Report:
         raise BadInput(f"--to {folder}: {path} is a folder; remove it, or give another folder")
     text = page(known).encode()
     try:
-        _write(path, text)
+        write_whole(path, text)
     except OSError as error:
         raise _unwritable(folder, error) from error
     return {
@@ -58,15 +58,3 @@ def _writable(folder: str) -> Path:
 
 def _unwritable(folder: str, error: OSError) -> BadInput:
     return BadInput(f"--to {folder} cannot be written: {error.strerror or error}; give another folder")
-
-
-def _write(path: Path, data: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(beside, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -1,10 +1,11 @@
 """Figures of how well tasks are known: right after their commits, now, and at every commit between."""
 
+from itertools import pairwise
 from statistics import mean
 
 import plotly.graph_objects as go
 
-from search.figures.common import by_task, now, tasks_done
+from search.figures.common import begun, by_task, check_replica, now, tasks_done, uneven, whole
 from search.figures.style import CIVIDIS, FAINT, INK, average, bounds, counts, empty, spread_text, task_axis, titled
 from search.records import CommitRecord, Score
 from search.reports.common import Known
@@ -19,8 +20,9 @@ _TEXTED = 12
 def accuracy(known: Known) -> go.Figure:
     """Test accuracy of every task right after its commit and now, in percent; mean and standard deviation of replicas.
 
-    The title gives the mean over the tasks, with the standard deviation over the replicas, and how many samples the
-    tasks have lost since their commits, measured again after each (Promise 1).
+    The title gives the mean over the tasks that all replicas have, with the standard deviation over the replicas, and
+    how many samples the tasks have lost since their commits, measured again after each (Promise 1). Tasks that not all
+    replicas have are pale.
     """
     tasks = by_task(known)
     if not tasks:
@@ -28,26 +30,27 @@ def accuracy(known: Known) -> go.Figure:
     figure = go.Figure()
     first = [[record.test for record in records] for records in tasks]
     last = [[now(known, record) for record in records] for records in tasks]
-    figure.add_trace(_dots("right after its commit", tasks, first, "circle-open", 15, FAINT, 5))
-    figure.add_trace(_dots("now", tasks, last, "circle", 7, INK, 1.5))
+    reached = whole(known)
+    figure.add_trace(_dots("right after its commit", tasks, first, reached, "circle-open", 15, FAINT, 5))
+    figure.add_trace(_dots("now", tasks, last, reached, "circle", 7, INK, 1.5))
     figure.update_xaxes(title_text="task", **task_axis(known.experiment.tasks.count))
     figure.update_yaxes(title_text="test accuracy (%)")
-    means = [
-        mean(score.accuracy for score in commits[-1].matrix)
-        for replica in known.replicas
-        if (commits := known.commits(replica))
-    ]
+    means = [mean(score.accuracy for score in commits[-1].matrix[:reached]) for commits in begun(known)]
     finished = min(len(known.commits(replica)) for replica in known.replicas) == known.experiment.tasks.count
     verb = "end at" if finished else "are committed and stand at"
     if len(tasks) == 1:
         verb = "ends at" if finished else "is committed and stands at"
-    return titled(figure, f"{tasks_done(known)} {verb} {spread_text(means)} test accuracy; {_lost(tasks, last)}", 300)
+    if reached < len(tasks):
+        verb = f"are committed; the first {f'{reached} stand' if reached > 1 else 'stands'} at"
+    title = f"{tasks_done(known)} {verb} {spread_text(means)} test accuracy; {_lost(tasks, last)}"
+    return titled(figure, title + uneven(known, "pale"), 300)
 
 
 def _dots(
     name: str,
     tasks: list[list[CommitRecord]],
     scores: list[list[Score]],
+    reached: int,
     symbol: str,
     size: int,
     colour: str,
@@ -64,7 +67,13 @@ def _dots(
         error_y={"array": [round(deviation or 0, 4) for _, deviation in shares], "width": 0, "thickness": thick}
         if several
         else None,
-        marker={"symbol": symbol, "size": size, "color": colour, "line": {"width": 3}},
+        marker={
+            "symbol": symbol,
+            "size": size,
+            "color": colour,
+            "line": {"width": 3},
+            "opacity": [1 if place < reached else 0.4 for place in range(len(tasks))],
+        },
         hovertext=[
             f"task {place}, {name}<br>"
             + "<br>".join(_of_replica(record, score, several) for record, score in zip(records, each, strict=True))
@@ -94,13 +103,17 @@ def matrix(known: Known, replica: int | None = None) -> go.Figure:
     """Test accuracy of every task (column) after every commit (row), in percent.
 
     Args:
-        replica: From 1; without it the mean over the replicas that got so far.
+        replica: From 1; without it the mean over the replicas, in the rows under a line over fewer of them.
+
+    Raises:
+        BadInput: There is no such replica.
     """
-    chosen = known.replicas if replica is None else [replica - 1]
-    runs = [commits for one in chosen if (commits := known.commits(one))]
+    if replica is not None:
+        check_replica(known, replica)
+    runs = [commits for commits in begun(known) if replica in (None, commits[0].replica + 1)]
     size = max(map(len, runs), default=0)
     if not size:
-        return empty("No task is committed yet")
+        return empty("No task is committed yet" if replica is None else f"Replica {replica} has committed no task yet")
     rows = [[commits[place] for commits in runs if place < len(commits)] for place in range(size)]
     shares = [
         [
@@ -136,7 +149,21 @@ def matrix(known: Known, replica: int | None = None) -> go.Figure:
     figure.update_xaxes(title_text="test accuracy (%) of task", **task_axis(size))
     figure.update_yaxes(title_text="after task", **task_axis(size))
     figure.update_yaxes(range=[size + 0.6, 0.4])
-    return titled(figure, _steadiness(runs), max(160, 90 + 26 * min(size, 20)))
+    if replica is None:
+        _part_rows(figure, [len(row) for row in rows], len(known.replicas))
+    note = uneven(known, "under the line") if replica is None else ""
+    return titled(figure, _steadiness(runs) + note, max(160, 90 + 26 * min(size, 20)))
+
+
+def _part_rows(figure: go.Figure, counts: list[int], replicas: int) -> None:
+    """Name the rows that not all replicas have, with a line wherever the mean goes on over fewer."""
+    shown = figure.layout.yaxis.tickvals or range(1, len(counts) + 1)
+    if counts[-1] < counts[0]:
+        said = [f" ({count} of {replicas})" if count < replicas else "" for count in counts]
+        figure.update_yaxes(tickvals=list(shown), ticktext=[f"{task}{said[task - 1]}" for task in shown])
+    for place, (before, after) in enumerate(pairwise(counts), start=1):
+        if after < before:
+            figure.add_hline(y=place + 0.5, line={"color": INK, "width": 2})
 
 
 def _cell(row: list[CommitRecord], place: int, task: int) -> str:
@@ -154,6 +181,10 @@ def _steadiness(runs: list[list[CommitRecord]]) -> str:
     if not again:
         return "One task is committed; nothing has been measured again yet"
     times, changed = plural(len(again), "repeated measurement"), again.count(False)
+    if len(again) == 1:
+        return f"The one repeated measurement counts {'other' if changed else 'the same'} right answers " + (
+            "than right after the commit" if changed else "as right after the commit"
+        )
     if not changed:
         return f"All {times} count the same right answers as right after the commit"
     return f"{changed:,} of {times} count other right answers than right after the commit"

@@ -1,9 +1,10 @@
 """What stands beside the figures: the run in words, and the table of its commits, as plain text."""
 
-from search.figures.common import alpha_text, now, tasks_done
+from search.experiment import Experiment
+from search.figures.common import alpha_text, grown, now, tasks_done, theta_text, tuned_text
 from search.records import CommitRecord
 from search.reports.common import Known
-from search.text import clock, number, percent, plural, theta
+from search.text import clock, number, percent, plural
 
 __all__ = ["commit_table", "facts", "headline"]
 
@@ -11,11 +12,15 @@ __all__ = ["commit_table", "facts", "headline"]
 def headline(known: Known) -> str:
     """How far the run is, in a sentence."""
     done = sum(len(known.commits(replica)) for replica in known.replicas)
+    stopped = known.row.state == "stopped"
+    if not done and stopped:
+        return "No task is committed, and the run has stopped: what is shown below is the task that it stopped at."
     if not done:
         return "No task is committed yet: what is shown below is the task that is open."
     if known.row.state == "finished":
         return f"The run is finished: {tasks_done(known)}, {plural(done, 'commit')}."
-    return f"The run is not finished: {tasks_done(known)} committed, {plural(done, 'commit')} so far."
+    how, so_far = ("has stopped", "") if stopped else ("is not finished", " so far")
+    return f"The run {how}: {tasks_done(known)} committed, {plural(done, 'commit')}{so_far}."
 
 
 def facts(known: Known) -> dict[str, str]:
@@ -36,25 +41,67 @@ def facts(known: Known) -> dict[str, str]:
         "head": "one output layer for all tasks (single)"
         if experiment.head == "single"
         else "an output layer for each task (multi)",
-        "training": f"{plural(experiment.training.epochs, 'epoch')} of {experiment.training.optimizer}, batches of "
-        f"{experiment.training.batch_size:,}",
+        "training": _training(experiment),
         "replicas": f"{experiment.replicas:,}, {seeds}",
-        "rule": rule(known),
+        **_rules(experiment),
         "state": _state(known),
         "recorded": f"{clock(row.created)} to {clock(row.updated)}",
     }
     if experiment.grow is not None:
         by = experiment.grow.by
         added = f"{number(100 * by)} % of its first width" if by < 1 else plural(int(by), "unit")
-        found["growth"] = f"a layer with fewer than {plural(experiment.grow.below, 'free unit')} grows by {added}"
+        so_far = grown(known)
+        found["growth"] = f"a layer with fewer than {plural(experiment.grow.below, 'free unit')} grows by {added}" + (
+            f"; {so_far}" if so_far else ""
+        )
     if experiment.origin is not None:
         found["origin"] = experiment.origin.text
     return found
 
 
-def rule(known: Known) -> str:
+def _training(experiment: Experiment) -> str:
+    training = experiment.training
+    said = [
+        f"{plural(training.epochs, 'epoch')} of {training.optimizer}",
+        f"momentum {number(training.momentum)}" if training.momentum else "",
+        f"weight decay {number(training.weight_decay)}" if training.weight_decay else "",
+        f"α of BatchNorm {number(training.norm_alpha)}" if training.norm_alpha else "",
+        f"batches of {training.batch_size:,}",
+    ]
+    if training.early_stopping:
+        said.append("the epoch of best validation accuracy is kept")
+        if training.patience is not None:
+            said.append(f"ended after {plural(training.patience, 'epoch')} without a better one")
+    return ", ".join(filter(None, said))
+
+
+def _rules(experiment: Experiment) -> dict[str, str]:
+    """The rule; of a fork that of every run that its tasks come from, and how these were trained if otherwise."""
+    found = {}
+    copied = _copied(experiment)
+    for first, last, run, other in copied:
+        tasks = f"task {first}" if first == last else f"tasks {first} to {last}"
+        trained = _training(other)
+        found[f"{tasks}, from {run}"] = _rule(other) + (
+            f"; trained for {trained}" if trained != _training(experiment) else ""
+        )
+    return {"rule": (f"from task {copied[-1][1] + 1} on: " if copied else "") + _rule(experiment), **found}
+
+
+def _copied(experiment: Experiment) -> list[tuple[int, int, str, Experiment]]:
+    """The tasks that a fork was given: first and last (from 1), the run that they were trained in, and what with."""
+    origin = experiment.origin
+    if origin is None:
+        return []
+    parts = _copied(origin.experiment)
+    found = [(first, min(last, origin.tasks), run, of) for first, last, run, of in parts if first <= origin.tasks]
+    first = found[-1][1] + 1 if found else 1
+    return [*found, *([(first, origin.tasks, origin.run, origin.experiment)] if first <= origin.tasks else [])]
+
+
+def _rule(experiment: Experiment) -> str:
     """What is committed of a task's trials, fine-tuning with it."""
-    chosen, tuning = known.experiment.rule, known.experiment.fine_tuning
+    chosen, tuning = experiment.rule, experiment.fine_tuning
     if chosen.kind == "budget":
         text = (
             f"budget: the most accurate whose new units fit an equal share of what is left for {chosen.tasks} tasks, "
@@ -91,7 +138,7 @@ def commit_table(known: Known, replica: int) -> tuple[Row, list[Row]]:
     """The header and the commits of a replica (from 0) in order."""
     names = known.hidden if len(known.hidden) <= 4 else None
     columns = [f"{name} new, free" for name in names] if names else ["units new, free"]
-    extra = ["remarks"] if any(map(_remark, known.commits(replica))) else []
+    extra = ["remarks"] if any(_remark(known, record) for record in known.commits(replica)) else []
     header = ["task", "α", "learning rate", "θ", "validation", "test at its commit", "test now", *columns, *extra]
     return header, [_row(known, record, bool(extra)) for record in known.commits(replica)]
 
@@ -106,21 +153,23 @@ def _row(known: Known, record: CommitRecord, remarked: bool) -> Row:
         f"{record.task + 1}",
         alpha_text(record.winner.alpha),
         number(record.winner.learning_rate),
-        theta(record.point.theta, digits=4),
+        theta_text(known, record.task + 1, record.rounds[-1].theta if record.rounds else record.point.theta),
         percent(record.validation.accuracy),
         f"{percent(record.test.accuracy)} ({record.test.correct:,} of {record.test.total:,})",
         f"{percent(found.accuracy)} ({found.correct:,})",
         *use,
-        *([_remark(record)] if remarked else []),
+        *([_remark(known, record)] if remarked else []),
     ]
 
 
-def _remark(record: CommitRecord) -> str:
-    said = []
+def _remark(known: Known, record: CommitRecord) -> str:
+    said = [
+        f"copied from {run}" for first, last, run, _ in _copied(known.experiment) if first <= record.task + 1 <= last
+    ]
     if record.missing:
         said.append(f"without {plural(len(record.missing), 'lost cell')}")
     if record.over_budget:
         said.append(f"over budget in {', '.join(record.over_budget)}")
     if record.rounds:
-        said.append(f"{plural(len(record.rounds), 'round')} of fine-tuning")
+        said.append(tuned_text(record))
     return "; ".join(said)

@@ -33,11 +33,13 @@ def final(store: Store, name: str) -> Report:
 
 
 def task_row(known: Known, record: CommitRecord) -> Report:
-    """A commit in one row: the winner, where it was cut, what it scored and what it claimed."""
+    """A commit in one row: the winner, where it was cut (if it was fine-tuned, in the last round), what it scored and
+    claimed."""
     return {
         "task": record.task + 1,
         **cell(record.winner, known.experiment),
-        "theta": record.point.theta,
+        "theta": record.rounds[-1].theta if record.rounds else record.point.theta,
+        "theta_scale": known.experiment.of(record.task).rule.theta,
         "validation": score(record.validation),
         "test": score(record.test),
         "claimed": layers(known.hidden, record.claimed),

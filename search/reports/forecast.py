@@ -1,14 +1,17 @@
 """What the records so far say of what is to come: the time that is left, and the task at which a layer is full."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from statistics import mean
 
 from clnp.budget import expected_claim
+from search.experiment import Experiment
 from search.grid import cells
+from search.records import CommitRecord
 from search.reports.common import Known
 
-__all__ = ["Forecast", "forecast", "seconds_left"]
+__all__ = ["Forecast", "forecast", "forecast_after", "seconds_left"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +21,10 @@ class Forecast:
     Attributes:
         claimed: Units that a task is expected to claim: :func:`clnp.budget.expected_claim`.
         free: Units still free, in the open task.
-        tasks: How many of the run's ``count`` tasks are still to be committed.
+        tasks: How many of ``count`` tasks are still to be committed: of the run's, or of those that the budget rule
+            shares the units among, where these are more.
         grows: Whether units are added where they run out: then it is never full.
+        budgeted: Whether ``count`` is that of the budget rule.
     """
 
     layer: str
@@ -28,31 +33,40 @@ class Forecast:
     tasks: int
     count: int
     grows: bool
+    budgeted: bool = False
 
     @property
     def more(self) -> float | None:
-        """How many tasks beyond those of the run the units would last for, below 0: fewer; None: for any number."""
+        """How many tasks beyond ``count`` the units would last for, below 0: fewer; None: for any number."""
         return float(self.free / self.claimed - self.tasks) if self.claimed else None
 
     @property
     def full(self) -> int | None:
-        """The first task (from 1) that would find fewer free units than it claims; None: none of this run."""
+        """The first task (from 1) that would find fewer free units than it claims; None: none of them."""
         if self.grows or not self.claimed or self.free >= self.claimed * self.tasks:
             return None
         return self.count - self.tasks + int(self.free // self.claimed) + 1
 
 
-def forecast(known: Known, replica: int) -> list[Forecast]:
-    """One forecast a hidden group, empty before the replica's first commit."""
-    commits = known.commits(replica)
+def forecast(known: Known, replica: int, experiment: Experiment | None = None) -> list[Forecast]:
+    """One forecast a hidden group, empty before the replica's first commit.
+
+    Args:
+        experiment: What the run is to go on with; without it, what it has been run with.
+    """
+    return forecast_after(experiment or known.experiment, known.commits(replica), known.room(replica)[1])
+
+
+def forecast_after(experiment: Experiment, commits: Sequence[CommitRecord], free: Sequence[int]) -> list[Forecast]:
+    """The same after the first commits of a replica, in order, that left these units of each group ``free``."""
     if not commits:
         return []
     claims = zip(*(record.claimed for record in commits), strict=True)
-    groups = zip(known.hidden, claims, known.room(replica)[1], strict=True)
-    count, grows = known.experiment.tasks.count, known.experiment.grow is not None
+    groups = zip(experiment.outline.group_names, claims, free, strict=True)
+    count = max(experiment.tasks.count, experiment.rule.tasks or 0)
+    left, grows, budgeted = count - len(commits), experiment.grow is not None, count > experiment.tasks.count
     return [
-        Forecast(layer, expected_claim(before), free, count - len(commits), count, grows)
-        for layer, before, free in groups
+        Forecast(layer, expected_claim(before), units, left, count, grows, budgeted) for layer, before, units in groups
     ]
 
 

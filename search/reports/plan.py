@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
-from search.decisions import budget_of
+from search.decisions import budget_of, grown_widths
 from search.errors import BadInput
 from search.experiment import Experiment, differences
 from search.fork import check_records, check_tensors
@@ -13,9 +13,9 @@ from search.machine import Pool, form_pool, this_machine
 from search.names import check_run_name
 from search.outline import Outline
 from search.own_code import folders
-from search.records import Cell
+from search.records import Cell, CommitRecord
 from search.reports.common import Known, Report, cell, layers
-from search.reports.forecast import forecast
+from search.reports.forecast import forecast, forecast_after
 from search.reports.status import run_status
 from search.store import Store
 from search.text import group_list
@@ -55,6 +55,9 @@ def plan(experiment: Experiment, name: str, *, store: Store | None, data_dir: st
         check_records(store, experiment, name, data)
         check_tensors(store, experiment, name)
         source = _known(store, experiment.origin.run)
+    # Of another network nothing is forecast: its groups have no claims yet.
+    goes_on = known is not None and known.experiment.outline.groups == experiment.outline.groups
+    planned = experiment if goes_on else None
     widths = _widths_at_most(experiment, known, source)
     return {
         "run": name,
@@ -73,9 +76,11 @@ def plan(experiment: Experiment, name: str, *, store: Store | None, data_dir: st
         "units_at_most": layers(outline.group_names, widths),
         "validation": outline.validation,
         "epochs": experiment.training.epochs,
+        "training": experiment.training.model_dump(mode="json"),
         "rule": experiment.rule.kind,
         "margin": experiment.rule.model_dump(mode="json")["margin"],
-        "budget": _budget(experiment),
+        "budget": _budget(experiment, known, source),
+        "theta_scale": experiment.rule.theta,
         "sparsity": experiment.rule.sparsity,
         "fine_tuning": experiment.fine_tuning and experiment.fine_tuning.model_dump(mode="json"),
         "layers": list(outline.layer_names),
@@ -83,9 +88,14 @@ def plan(experiment: Experiment, name: str, *, store: Store | None, data_dir: st
         "workers": {"count": pool.workers, "device": pool.device, "threads": pool.cpu, "gpu": pool.gpu},
         "disk": _disk(experiment, widths),
         "storage": None if store is None else store.url,
-        "held": None if known is None or store is None else run_status(store, known),
+        "held": None if known is None or store is None else run_status(store, known, planned),
         "refused": refused,
-        "warnings": [*warnings(experiment), *_forecasts(known), *_over_budget(known), *absent],
+        "warnings": [
+            *warnings(experiment),
+            *_forecasts(experiment, known if goes_on else None, source),
+            *_over_budget(known),
+            *absent,
+        ],
     }
 
 
@@ -115,7 +125,7 @@ def _refused(known: Known | None, experiment: Experiment, data: str | None) -> l
 
 def _grids(experiment: Experiment, pool: Pool) -> Iterator[Report]:
     """The grid of the first task, and that of the later ones where it is another; of a fork those that it trains."""
-    count, copied = experiment.tasks.count, _copied(experiment)
+    count, copied = experiment.tasks.count, experiment.copied
     first = cells(experiment, 0)
     last = count if experiment.grid.after_first is None else 1
     if copied < last:
@@ -129,11 +139,6 @@ def _grids(experiment: Experiment, pool: Pool) -> Iterator[Report]:
         yield {**later, "cells": "the winner of the first task"}
     else:
         yield _grid(experiment, pool, cells(experiment, 1), begin, count)
-
-
-def _copied(experiment: Experiment) -> int:
-    """How many tasks a fork is given."""
-    return 0 if experiment.origin is None else experiment.origin.tasks
 
 
 def _grid(experiment: Experiment, pool: Pool, grid: tuple[Cell, ...], first: int, last: int) -> Report:
@@ -168,7 +173,7 @@ def _widths_at_most(experiment: Experiment, known: Known | None, source: Known |
             opened = done if known.opening(replica, done) else done - 1
             found.append(most(known.room(replica)[0], max(0, opened)))
     if source is not None and source.experiment.outline.groups == experiment.outline.groups:
-        copied = _copied(experiment)
+        copied = experiment.copied
         found += [most(commit.widths, copied - 1) for r in source.replicas for commit in source.commits(r)[:copied]]
     return tuple(map(max, zip(*found, strict=True)))
 
@@ -205,7 +210,7 @@ def _disk(experiment: Experiment, widths: Sequence[int]) -> Report:
     commits = _BYTES * entries + units + heads + beside * count
     return {
         "trial": trial,
-        "task": trial * max(grids[_copied(experiment) :], default=0),
+        "task": trial * max(grids[experiment.copied :], default=0),
         "commits": commits * replicas,
         "kept": (trial * kept + commits) * replicas,
         "database": _ROW_BYTES * trials * replicas,
@@ -213,13 +218,26 @@ def _disk(experiment: Experiment, widths: Sequence[int]) -> Report:
     }
 
 
-def _budget(experiment: Experiment) -> Report | None:
-    """Of the budget rule how many tasks share the units, and the most that the first of them may claim."""
-    most = budget_of(experiment, (), experiment.outline.widths)
-    if most is None:
+def _budget(experiment: Experiment, known: Known | None, source: Known | None) -> Report | None:
+    """Of the budget rule how many tasks share the units, and the most that the first task it decides may claim: None
+    where that is not known, or no task is left to it. Of replicas that differ, the most in any."""
+    rule, task = experiment.rule, experiment.copied
+    if rule.kind != "budget":
         return None
-    rule = experiment.rule
-    return {"tasks": rule.tasks, "floor": rule.floor, "first": layers(experiment.outline.group_names, most)}
+    found = []
+    for replica in range(experiment.replicas if task < experiment.tasks.count else 0):
+        earlier = _begun_with(experiment, known, source, replica)
+        if len(earlier) == task:
+            widths = grown_widths(experiment, earlier[-1]) if earlier else experiment.outline.widths
+            found.append(budget_of(experiment, earlier, widths) or ())
+    most = layers(experiment.outline.group_names, tuple(map(max, zip(*found, strict=True)))) if found else None
+    return {"tasks": rule.tasks, "floor": rule.floor, "task": task + 1, "most": most}
+
+
+def _begun_with(experiment: Experiment, known: Known | None, source: Known | None, replica: int) -> list[CommitRecord]:
+    """The commits that a fork is given, of those that are there."""
+    held = [] if known is None else known.commits(replica)[: experiment.copied]
+    return held if source is None or len(held) == experiment.copied else source.commits(replica)[: experiment.copied]
 
 
 def _over_budget(known: Known | None) -> Iterator[str]:
@@ -227,25 +245,37 @@ def _over_budget(known: Known | None) -> Iterator[str]:
     if known is None:
         return
     for replica in known.replicas:
-        over = [record for record in known.commits(replica) if record.over_budget]
+        commits = known.commits(replica)
+        over = [record for record in commits if record.over_budget]
         if over:
             tasks = ", ".join(f"task {record.task + 1} ({group_list(record.over_budget)})" for record in over)
             yield (
-                f"replica {replica + 1}: over budget even at the floor: {tasks}; a higher α, more epochs or a "
-                "larger floor in a new run leaves more room"
+                f"replica {replica + 1}: over budget even at the floor: {tasks}; a higher α, more epochs or a larger "
+                f"floor from here on leaves more room: {_fork(known, len(commits))}"
             )
 
 
-def _forecasts(known: Known | None) -> Iterator[str]:
-    """Where a layer would run out, by what the tasks so far claimed."""
-    if known is None or known.row.state == "finished":
-        return
-    prune = "floor" if known.experiment.rule.kind == "budget" else "margin"
-    for replica in known.replicas:
-        for found in forecast(known, replica):
-            if found.full is not None:
+def _forecasts(experiment: Experiment, known: Known | None, source: Known | None) -> Iterator[str]:
+    """Where a layer would run out, by what the tasks so far claimed; of a fork not begun, those that it is given."""
+    limit = "floor" if experiment.rule.kind == "budget" else "margin"
+    for replica in range(experiment.replicas):
+        begun = [] if known is None else known.commits(replica)
+        if known is not None and len(begun) >= experiment.copied:
+            found = forecast(known, replica, experiment)
+            remedy = f"a higher α or {limit} from here on leaves more room ({_fork(known, len(begun))})"
+        else:
+            given = _begun_with(experiment, known, source, replica)
+            found = forecast_after(experiment, given, given[-1].free if given else ())
+            remedy = f"a higher α or {limit} leaves more room"
+        for one in found:
+            if one.full is not None:
                 yield (
-                    f"replica {replica + 1}: {found.layer} has {found.free} free units and a task claimed "
-                    f"{float(found.claimed):.0f} on average, so task {found.full} of {found.count} would "
-                    f"find too few; a higher α or {prune} in a new run leaves more room, grow: adds units to this one"
+                    f"replica {replica + 1}: {one.layer} has {one.free} free units and a task claimed "
+                    f"{float(one.claimed):.0f} on average, so task {one.full} of {one.count}"
+                    f"{' budgeted' if one.budgeted else ''} would find too few; {remedy}, grow: adds units to this run"
                 )
+
+
+def _fork(known: Known, tasks: int) -> str:
+    """How a new run begins with these tasks."""
+    return f"--from {known.row.name} --task {tasks} --name NEW"

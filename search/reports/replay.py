@@ -15,7 +15,8 @@ __all__ = ["replay"]
 def replay(store: Store, name: str, margin: str) -> Report:
     """Every committed task at another margin: winner, what it would cost, and what it would free.
 
-    Under the budget rule too it is the margin rule that picks: see :func:`search.replay.replay`.
+    Under the budget rule too it is the margin rule that picks, and of a task that was fine-tuned it is compared with
+    the trial as it was pruned, before that: see :func:`search.replay.replay`.
 
     Args:
         margin: Percentage points, as a decimal is written: exact.
@@ -56,7 +57,10 @@ def _task(known: Known, task: Replayed) -> Report:
     return {
         "task": task.task + 1,
         "outcome": task.outcome,
+        "rule": known.experiment.of(task.task).rule.kind,
         "margin": float(known.experiment.margin(task.task)),
+        "theta_scale": known.experiment.of(task.task).rule.theta,
+        "fine_tuned": bool(known.history.commits[task.replica, task.task].rounds),
         "committed": {**cell(task.committed, known.experiment), "theta": task.committed_point.theta},
         "winner": {**cell(task.winner, known.experiment), "theta": task.point.theta},
         "candidates": list(task.candidates),

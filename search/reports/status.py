@@ -1,7 +1,8 @@
 """How far runs are: what is done, what runs where, what is left of the units, and when it may be over."""
 
+from search.experiment import Experiment
 from search.reports.common import Known, Report, layers, read_run, score
-from search.reports.forecast import forecast, seconds_left
+from search.reports.forecast import Forecast, forecast, seconds_left
 from search.store import AttemptRow, Holder, JobRow, Store
 
 __all__ = ["run_status", "status"]
@@ -17,8 +18,12 @@ def status(store: Store, name: str | None = None) -> Report:
     return {"storage": store.url, "runs": [run_status(store, read_run(store, one)) for one in names]}
 
 
-def run_status(store: Store, known: Known) -> Report:
-    """One run."""
+def run_status(store: Store, known: Known, planned: Experiment | None = None) -> Report:
+    """One run.
+
+    Args:
+        planned: What it is to go on with, for the forecast; without it, what it has been run with.
+    """
     row = known.row
     holder = store.holder(row.name)
     jobs = store.jobs(row.name)
@@ -33,9 +38,10 @@ def run_status(store: Store, known: Known) -> Report:
         "tasks": known.experiment.tasks.title,
         "origin": known.experiment.origin and known.experiment.origin.text,
         "head": known.experiment.head,
+        "theta_scale": known.experiment.rule.theta,
         "count": known.experiment.tasks.count,
         "units": layers(known.hidden, known.experiment.outline.widths),
-        "replicas": [_replica(known, replica, jobs) for replica in known.replicas],
+        "replicas": [_replica(known, replica, jobs, planned) for replica in known.replicas],
         "running": [_job(job) for job in jobs],
         "seconds_left": seconds_left(known),
         "holder": _holder(holder),
@@ -45,7 +51,7 @@ def run_status(store: Store, known: Known) -> Report:
     }
 
 
-def _replica(known: Known, replica: int, jobs: list[JobRow]) -> Report:
+def _replica(known: Known, replica: int, jobs: list[JobRow], planned: Experiment | None) -> Report:
     commits = known.commits(replica)
     task = len(commits)
     opening = known.opening(replica, task)
@@ -58,10 +64,18 @@ def _replica(known: Known, replica: int, jobs: list[JobRow]) -> Report:
         "test": [score(record.test) for record in commits],
         "units": layers(known.hidden, units),
         "free": layers(known.hidden, free),
-        "forecast": {
-            one.layer: {"claimed": float(one.claimed), "more": one.more, "full": one.full, "grows": one.grows}
-            for one in forecast(known, replica)
-        },
+        "forecast": {one.layer: _forecast(one) for one in forecast(known, replica, planned)},
+    }
+
+
+def _forecast(one: Forecast) -> Report:
+    return {
+        "claimed": float(one.claimed),
+        "more": one.more,
+        "full": one.full,
+        "count": one.count,
+        "budgeted": one.budgeted,
+        "grows": one.grows,
     }
 
 

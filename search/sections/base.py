@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo
 
-from search.fields import is_own, refusal
+from search.fields import given, is_own
 
 __all__ = ["Section", "of_own", "refuse_given"]
 
@@ -25,4 +25,4 @@ def of_own(options: dict[str, Any] | None, info: ValidationInfo) -> dict[str, An
 def refuse_given(value: object, why: str) -> None:
     """Refuse a value that is given, from within a validator."""
     if value is not None:
-        raise refusal(f"{why}: leave it out")
+        raise given(why)

@@ -63,7 +63,10 @@ class Training(Section):
 
 
 class FineTuning(Section):
-    """Fine-tuning (Sec. 3.2): the winner is pruned, and what is left of it is trained again on the same task."""
+    """Fine-tuning (Sec. 3.2): the winner is pruned, and what is left of it is trained again on the same task.
+
+    Optimizer, batches, weight decay and L1 on BatchNorms are those of the training.
+    """
 
     epochs: Count = Field(default=20, description="Epochs of a round.")
     learning_rate: LearningRate = Field(default=1e-4, description="Learning rate of a round.")

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from search.text import number, percent
+from search.text import number, percent, theta
 
 __all__ = [
     "alpha_cells",
@@ -22,6 +22,8 @@ __all__ = [
     "pairs",
     "print_table",
     "score",
+    "theta_cell",
+    "theta_column",
     "title",
     "unit_cells",
     "unit_columns",
@@ -96,6 +98,17 @@ def unit_cells(*counts: Mapping[str, int], join: str = ", ", signed: bool = Fals
         rows = [[sum(each.values()) for each in counts]]
     written = [[f"{one:+d}" if signed and one else str(one) for one in row] for row in rows]
     return [join.join([row[0], *(f"{one:>3}" for one in row[1:])]) for row in written]
+
+
+def theta_column(scales: Iterable[str]) -> str:
+    """The header for θ: of tasks cut at one θ for all layers, or at a multiple of each layer's mean activity."""
+    return ">× layer's\nmean: θ" if set(scales) == {"layers"} else ">\nθ"
+
+
+def theta_cell(value: float | None, scale: str, column: str) -> str:
+    """What stands under :func:`theta_column`; where tasks of both kinds do, those by layer say so."""
+    text = theta(value, digits=4)
+    return f"{text} × mean" if scale == "layers" and column == ">\nθ" and value is not None else text
 
 
 def title(name: str, rest: str) -> Text:

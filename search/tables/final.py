@@ -7,8 +7,19 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from search.tables.common import alpha_cells, alpha_columns, forked, grid, of, title, unit_cells, unit_columns
-from search.text import group_list, members, number, percent, plural, theta
+from search.tables.common import (
+    alpha_cells,
+    alpha_columns,
+    forked,
+    grid,
+    of,
+    theta_cell,
+    theta_column,
+    title,
+    unit_cells,
+    unit_columns,
+)
+from search.text import group_list, members, number, percent, plural
 
 __all__ = ["final"]
 
@@ -32,13 +43,14 @@ def _tasks(report: Mapping[str, Any], replica: Mapping[str, Any]) -> Table:
     tasks = replica["tasks"]
     alpha = alpha_columns(tasks)
     units = unit_columns(report["layers"], "new, left")
-    table = grid(">\ntask", *alpha, ">learning\nrate", ">\nθ", ">\nvalidation", ">\ntest", *units)
+    theta = theta_column(task["theta_scale"] for task in tasks)
+    table = grid(">\ntask", *alpha, ">learning\nrate", theta, ">\nvalidation", ">\ntest", *units)
     for task in tasks:
         table.add_row(
             str(task["task"]),
             *alpha_cells(task, alpha),
             number(task["learning_rate"]),
-            theta(task["theta"], digits=4),
+            theta_cell(task["theta"], task["theta_scale"], theta),
             percent(task["validation"]["accuracy"]),
             percent(task["test"]["accuracy"]),
             *unit_cells(task["claimed"], task["free"]),

@@ -52,7 +52,7 @@ def _shape(report: Mapping[str, Any]) -> Mapping[str, str]:
         "tasks": f"{report['count']} of {report['tasks']}, {plural(report['replicas'], 'replica')}{forked(report)}",
         "network": f"{_network(report)}, {report['head']} head, {report['weights']:,} weights",
         "growth": _growth(report),
-        "trials": f"{trials:,} of {plural(report['epochs'], 'epoch')} each",
+        "trials": f"{trials:,} of {plural(report['epochs'], 'epoch')} each{_training(report['training'])}",
         "validation": f"{report['validation']:,} samples",
         "rule": f"{_rule(report)}, sparsity by {report['sparsity']}",
         **({} if report["fine_tuning"] is None else {"fine-tuning": _fine_tuning(report["fine_tuning"])}),
@@ -86,12 +86,22 @@ def _growth(report: Mapping[str, Any]) -> str:
     return f"by {by}, of a group with fewer than {grow['below']} free: at most {units} units{groups} at the end"
 
 
+def _training(asked: Mapping[str, Any]) -> str:
+    """What of training is off unless it is asked for."""
+    patience = "" if asked["patience"] is None else f" (patience {asked['patience']:,})"
+    stopping = f", early stopping{patience}" if asked["early_stopping"] else ""
+    return f"{stopping}, norm α {number(asked['norm_alpha'])}" if asked["norm_alpha"] else stopping
+
+
 def _rule(report: Mapping[str, Any]) -> str:
-    if report["budget"] is None:
-        return f"margin {_margin(report['margin'])} %"
+    by_layer = ", θ by layer" if report["theta_scale"] == "layers" else ""
+    if report["rule"] == "margin":
+        return f"margin {_margin(report['margin'])} %{by_layer}"
     found = report["budget"]
-    tasks, most = plural(found["tasks"], "task"), units(list(found["first"].values()))
-    return f"budget for {tasks}, floor {number(found['floor'])} %, new units of the first at most {most}"
+    text = f"budget for {plural(found['tasks'], 'task')}, floor {number(found['floor'])} %{by_layer}"
+    if found["most"] is None:
+        return text
+    return f"{text}, new units of task {found['task']} at most {units(list(found['most'].values()))}"
 
 
 def _fine_tuning(asked: Mapping[str, Any]) -> str:

@@ -16,6 +16,8 @@ from search.tables.common import (
     of,
     pairs,
     score,
+    theta_cell,
+    theta_column,
     title,
     unit_cells,
     unit_columns,
@@ -41,10 +43,12 @@ def show(report: Mapping[str, Any]) -> RenderableType:
 def _rounds(report: Mapping[str, Any]) -> Table:
     """The winner pruned and trained again, round by round."""
     claimed = unit_columns(report["layers"], "new")
-    table = grid(">\nround", ">\nθ", *claimed, ">\npruned", ">\ntrained again", "\nkept")
+    column = theta_column([report["theta_scale"]])
+    table = grid(">\nround", column, *claimed, ">\npruned", ">\ntrained again", "\nkept")
     for one in report["rounds"]:
         tuned = "diverged" if one["tuned"] is None else percent(one["tuned"]["accuracy"])
-        cells = (theta(one["theta"], digits=4), *unit_cells(one["claimed"]), percent(one["pruned"]["accuracy"]), tuned)
+        cut = theta_cell(one["theta"], report["theta_scale"], column)
+        cells = (cut, *unit_cells(one["claimed"]), percent(one["pruned"]["accuracy"]), tuned)
         table.add_row(str(one["round"]), *cells, "trained again" if one["better"] else "as it was pruned")
     return table
 
@@ -74,7 +78,7 @@ def _facts(report: Mapping[str, Any]) -> Table:
     alpha = ", ".join(f"{layer} {number(value)}" for layer, value in values.items())
     if len(values) > 1 and len(set(values.values())) == 1:
         alpha = f"{number(next(iter(values.values())))} in every layer"
-    tuned = " after fine-tuning" if report["rounds"] else ""
+    by_layer = report["theta_scale"] == "layers"
     facts = {
         "best accuracy": f"{score(report['best'])}, unpruned, over the whole grid",
         "cut line": f"{score(report['needed'])}, at a {_limit(report)} of {number(report['margin'])} %",
@@ -83,13 +87,29 @@ def _facts(report: Mapping[str, Any]) -> Table:
         "winner": f"cell {report['cell']}, {_why(report)}",
         "α": alpha,
         "learning rate": number(report["learning_rate"]),
-        "θ": theta(report["theta"]),
-        "validation": f"{score(report['validation'])}{tuned}, before pruning {score(report['unpruned'])}",
+        "θ (× layer's mean activity)" if by_layer else "θ": theta(report["theta"]) + _which_round(report),
+        "validation": _validation(report),
         "test": score(report["test"]),
     }
     if not report["explained"]:
         facts["note"] = "the records give another winner now; verify says whether anything is damaged"
     return pairs(facts)
+
+
+def _which_round(report: Mapping[str, Any]) -> str:
+    """Of the thresholds of several rounds, the one that left the units that were committed."""
+    return f", in round {len(report['rounds'])} of fine-tuning" if len(report["rounds"]) > 1 else ""
+
+
+def _validation(report: Mapping[str, Any]) -> str:
+    """What was committed, and whether fine-tuning has a part in it."""
+    committed, before = score(report["validation"]), f"before pruning {score(report['unpruned'])}"
+    if not report["rounds"]:
+        return f"{committed}, {before}"
+    if any(one["better"] for one in report["rounds"]):
+        return f"{committed} after fine-tuning, {before}"
+    why = "diverged" if all(one["tuned"] is None for one in report["rounds"]) else "gained nothing"
+    return f"{committed}, {before}; fine-tuning {why}: committed as it was pruned"
 
 
 def _limit(report: Mapping[str, Any]) -> str:
@@ -118,7 +138,8 @@ def _why(report: Mapping[str, Any]) -> str:
 def _trials(report: Mapping[str, Any]) -> Table:
     alpha = alpha_columns(report["trials"])
     claimed = unit_columns(report["layers"], "new")
-    table = grid(">\ncell", *alpha, ">learning\nrate", ">\nunpruned", ">\nθ", ">\npruned", *claimed, "~")
+    column = theta_column([report["theta_scale"]])
+    table = grid(">\ncell", *alpha, ">learning\nrate", ">\nunpruned", column, ">\npruned", *claimed, "~")
     for trial in report["trials"]:
         head = (str(trial["cell"]), *alpha_cells(trial, alpha), number(trial["learning_rate"]))
         pruned = trial["pruned"]
@@ -127,7 +148,8 @@ def _trials(report: Mapping[str, Any]) -> Table:
             why = f"diverged: {trial['diverged']}" if trial["diverged"] else "below the cut line"
             table.add_row(*head, unpruned, "", "", *("" for _ in claimed), why, style="dim")
             continue
-        point = (theta(pruned["theta"], digits=4), percent(pruned["accuracy"]), *unit_cells(pruned["claimed"]))
+        cut = theta_cell(pruned["theta"], report["theta_scale"], column)
+        point = (cut, percent(pruned["accuracy"]), *unit_cells(pruned["claimed"]))
         marks = [word for word, holds in (("winner", trial["winner"]), ("over budget", pruned["over_budget"])) if holds]
         table.add_row(*head, unpruned, *point, ", ".join(marks), style="bold" if trial["winner"] else "")
     return table

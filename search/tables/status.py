@@ -25,6 +25,7 @@ def status(report: Mapping[str, Any]) -> RenderableType:
 
 def run_block(run: Mapping[str, Any]) -> list[RenderableType]:
     shape = f"{run['count']} tasks of {run['tasks']}, {run['head']} head, {plural(len(run['replicas']), 'replica')}"
+    shape += ", θ by layer" if run["theta_scale"] == "layers" else ""
     parts: list[RenderableType] = [title(run["run"], f"{run['state']}: {shape}{forked(run)}")]
     if run["reason"]:
         parts.append(Text(run["reason"]))
@@ -61,10 +62,10 @@ def _forecasts(run: Mapping[str, Any]) -> Table:
     for replica in run["replicas"]:
         found = replica["forecast"]
         if each:
-            cells = [_lasts(found[group], run["count"]) if found else "–" for group in each]
+            cells = [_lasts(found[group]) if found else "–" for group in each]
         else:
             first = min(found, key=lambda group: _order(found[group]), default=None)
-            cells = ["–" if first is None else f"{first}: {_lasts(found[first], run['count'])}"]
+            cells = ["–" if first is None else f"{first}: {_lasts(found[first])}"]
         table.add_row(str(replica["replica"]), *cells)
     return table
 
@@ -75,12 +76,13 @@ def _order(found: Mapping[str, Any]) -> tuple[float, float]:
     return full, more
 
 
-def _lasts(found: Mapping[str, Any], count: int) -> str:
+def _lasts(found: Mapping[str, Any]) -> str:
+    budgeted = " budgeted" if found["budgeted"] else ""
     if found["full"] is not None:
-        return f"full at task {found['full']} of {count}"
+        return f"full at task {found['full']} of {found['count']}{budgeted}"
     if found["grows"]:
         return "grows before it is full"
-    whole, more = f"lasts for all {plural(count, 'task')}", found["more"]
+    whole, more = f"lasts for all {plural(found['count'], 'task')}{budgeted}", found["more"]
     return whole if more is None else f"{whole}, {more:,.{1 if more < 10 else 0}f} more"
 
 

@@ -427,6 +427,14 @@ def test_an_unknown_run(storage, capsys, arguments):
     assert "no run is called 'other'" in capsys.readouterr().err
 
 
+def test_a_report_to_an_empty_name_is_refused(tmp_path, monkeypatch, capsys):
+    """An unset variable of a script would else fill the current folder."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "small", "--to", ""]) == 2
+    assert "--to is empty; give a folder, such as reports, or . for the current one" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_run_starts_does_not_inherit_the_variable(finished, monkeypatch, capsys):
     """Promise 6: Ray's workers, which are started with this environment, get no credentials."""
     _, storage, *_ = finished

@@ -215,6 +215,8 @@ MISTAKES = {
     "tasks, not 2",
     "{rule: {kind: budget, tasks: 9}, fine_tuning: {margin: 1}}": "fine_tuning.margin is 1.0; the budget rule has "
     "floor instead: leave it out",
+    "{rule: {kind: budget, tasks: 9}, fine_tuning: {rounds: 2}}": "fine_tuning.rounds is 2; the budget rule prunes "
+    "once, to what fits: leave it out",
     "fine_tuning: {alpha: [1, 2]}": f"fine_tuning.alpha is [1.0, 2.0]; {THREE}",
     "fine_tuning: {alpha: -1}": f"fine_tuning.alpha is -1; a negative α would make weights grow: {NUMBER_OR_LIST}",
     "fine_tuning: {learning_rate: 0}": f"fine_tuning.learning_rate is 0; {LEARNING_RATE}",
@@ -245,7 +247,8 @@ MISTAKES = {
     "tasks: {classes: 2}": "tasks.classes is 2; it belongs to kind: split: leave it out",
     "tasks: {options: {}}": "tasks.options is {}; it belongs to a function of your own (kind: module:function): "
     "leave it out",
-    "tasks: {kind: split}": f"tasks.classes is null; {CLASSES}",
+    "tasks: {kind: split}": f"tasks.classes is not given; {CLASSES}",
+    "tasks: {kind: split, classes: null}": f"tasks.classes is null; {CLASSES}",
     "tasks: {kind: split, classes: 1}": f"tasks.classes is 1; {CLASSES}",
     "tasks: {kind: split, classes: x}": f'tasks.classes is "x"; {CLASSES}',
     "tasks: {kind: split, classes: 4}": "tasks.count is 5; 5 tasks of 4 classes need 20, but digits has 10; "
@@ -490,6 +493,17 @@ def test_a_wrong_value_is_traced_to_its_set(read: Any) -> None:
     message = refused(read, "seed: 1", "seed=-1")
     assert message == "file.yaml, --set seed=-1: seed is -1; give a whole number of at least 0"
     assert refused(read, "seed: -1").startswith("file.yaml, line 1: seed is -1;")
+
+
+def test_what_a_set_kind_does_not_take_can_be_taken_away_by_another_set(read: Any) -> None:
+    file = "rule:\n  margin: 1\ntasks: {dataset: digits, count: 2}"
+    assert refused(read, file, "rule.kind=budget").splitlines() == [
+        "file.yaml has 2 problems:",
+        "  line 2: rule.margin is 1; the budget rule has floor instead: leave it out, or --set rule.margin=null",
+        "  line 1: rule.tasks is not given; give for how many tasks the units are to last, such as 25",
+    ]
+    assert refused(read, file, "tasks.kind=views").endswith("leave it out, or --set tasks.dataset=null")
+    read(file, "rule.kind=budget", "rule.tasks=9", "rule.margin=null", "tasks.kind=views", "tasks.dataset=null")
 
 
 # ── Margins ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from search.errors import Damage
 from search.experiment import Experiment
 from search.memory import MemoryBook
 from search.records import CommitJob, CommitRecord, FineTuned, Job, JobResult, Progress, dump, load
+from search.reports.final import final
 from search.reports.plan import plan
+from search.reports.replay import replay
 from search.reports.show import show
 from search.run import Run
 from search.snapshot import Event
@@ -334,6 +337,50 @@ def test_show_tells_every_round(store: Store) -> None:
     assert f"({record.validation.correct} of {record.validation.total}) after fine-tuning, before pruning" in text
     wild = {**report["rounds"][0], "tuned": None, "better": False}
     assert "diverged  as it was pruned" in printed("show", {**report, "rounds": [wild]})
+
+
+def test_what_fine_tuning_did_not_give_is_not_said_of_it(store: Store) -> None:
+    report = show(store, "tuned")
+    wild = {**report["rounds"][0], "tuned": None, "better": False}
+    vain = {**wild, "tuned": wild["pruned"]}
+    won = {**wild, "tuned": report["best"], "better": True}
+    for rounds, said in (
+        ([wild], "; fine-tuning diverged: committed as it was pruned\n"),
+        ([vain, wild], "; fine-tuning gained nothing: committed as it was pruned\n"),
+        ([won, wild], ") after fine-tuning, before pruning"),
+        ([], "), before pruning"),
+    ):
+        text = printed("show", {**report, "rounds": rounds})
+        (line,) = (line + "\n" for line in text.splitlines() if line.strip().startswith("validation "))
+        assert said in line
+        assert ("fine-tuning" in line) == bool(rounds)
+
+
+def test_the_threshold_beside_the_units_is_that_of_the_last_round(store: Store) -> None:
+    """Each round prunes again: the first θ does not leave the units that were committed."""
+    history = store.history("tuned")
+    record = history.commits[0, 1]
+    later = replace(record.rounds[-1], theta=0.123456)
+    history.commits[0, 1] = replace(record, rounds=(record.rounds[0], later))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "history", lambda *_: history)
+        report = show(store, "tuned")
+        row = final(store, "tuned")["replicas"][0]["tasks"][1]
+    assert report["theta"] == row["theta"] == 0.123456
+    assert re.search(r"\n +θ +0\.123456, in round 2 of fine-tuning\n", printed("show", report))
+
+
+def test_a_replay_says_that_fine_tuning_is_none_of_it(store: Store) -> None:
+    report = replay(store, "tuned", "8")
+    tasks = report["replicas"][0]["tasks"]
+    assert all(task["fine_tuned"] and task["cost"] == 0 for task in tasks)
+    commits = store.history("tuned").commits
+    assert [task["correct"] for task in tasks] == [commits[0, task].point.correct for task in range(len(tasks))]
+    note = "right fewer than the committed trial where it was pruned, before fine-tuning; freed"
+    assert note in printed("replay", report)
+    for task in tasks:
+        task["fine_tuned"] = False
+    assert "right fewer than the commit; freed" in printed("replay", report)
 
 
 def test_the_events_tell_what_was_won(store: Store, finished: Any) -> None:

@@ -15,6 +15,7 @@ import optuna
 import pytest
 
 import search.fork
+from clnp.budget import budget
 from search.artifacts import Artifacts
 from search.audit import verify
 from search.driver import run_experiment
@@ -522,6 +523,59 @@ def test_plan_shows_what_is_trained(store: Store) -> None:
     assert [row.name for row in store.runs()] == ["base"]
 
 
+def printed(kind: str, report: dict[str, Any]) -> str:
+    out = io.StringIO()
+    print_table(TABLES[kind](report), out)
+    return out.getvalue()
+
+
+BUDGET = {"kind": "budget", "tasks": 6, "floor": 2.0}
+
+
+def test_the_plan_of_a_fork_tells_the_budget_of_the_task_that_it_decides(store: Store) -> None:
+    """Whatever rule decided those that it is given."""
+    report = planned(store, small(rule=BUDGET))
+    commits = store.history("base").commits
+    each = [
+        budget(commits[r, 1].free, last=1, tasks=6, earlier=[commits[r, task].claimed for task in (0, 1)])
+        for r in (0, 1)
+    ]
+    most = list(map(max, zip(*each, strict=True)))
+    named = dict(zip(("hidden1", "hidden2"), most, strict=True))
+    assert report["budget"] == {"tasks": 6, "floor": 2.0, "task": 3, "most": named}
+    assert f"floor 2 %, new units of task 3 at most {most[0]} + {most[1]}, sparsity" in printed("plan", report)
+    whole = planned(store, small(rule=BUDGET), task=3)
+    assert whole["budget"]["most"] is None
+    assert "budget for 6 tasks, floor 2 %, sparsity by units" in printed("plan", whole)
+    with store.take("base", experiment_json={}, data="", versions={}) as writer:
+        writer.update_run(small(rule=BUDGET).to_json())
+    report = planned(store)
+    assert report["budget"] is None
+    assert "rule         margin 3 %, sparsity by units\n" in printed("plan", report)
+
+
+def test_the_plan_of_a_fork_forecasts_from_the_claims_that_it_is_given(store: Store) -> None:
+    commits = store.history("base").commits
+    lines = [line for line in planned(store, small(tasks={"count": 90}))["warnings"] if "hidden2 has" in line]
+    assert len(lines) == 2
+    for replica, line in enumerate(lines):
+        claimed, free = commits[replica, 1].claimed[1], commits[replica, 1].free[1]
+        assert f"replica {replica + 1}: hidden2 has {free} free units and a task claimed {claimed} on average" in line
+        assert f"so task {3 + free // claimed} of 90 would find too few; a higher α or margin leaves more room," in line
+
+
+def test_a_replay_names_the_rule_of_each_task(store: Store) -> None:
+    assert fork(store, small(rule=BUDGET, replicas=1)) == 0
+    report = replay(store, "new", "3")
+    (found,) = report["replicas"]
+    assert [(task["rule"], task["margin"]) for task in found["tasks"]] == [("margin", 3), ("margin", 3), ("budget", 2)]
+    text = printed("replay", report)
+    assert "margin or" in text
+    assert "floor was" in text
+    assert text.endswith(" The budget rule decided task 3; what is tried here is the margin rule.\n")
+    assert "margin or" not in printed("replay", replay(store, "base", "3"))
+
+
 def test_tables_say_where_a_fork_comes_from(whole: tuple[Path, Any], tmp_path: Path) -> None:
     """In one short place each; of a run that is none, nowhere."""
     with open_folder(copied(whole[0], tmp_path)) as store:
@@ -565,3 +619,15 @@ def test_an_interrupted_copy_trains_nothing_and_goes_on(store: Store) -> None:
     assert 0 < len(store.history("new").openings) < 4
     assert drive(store, recorded(store, "new"), "new") == 0
     assert records(store, "new", 2, timed=True) == records(store, "base", 2, timed=True)
+
+
+def test_the_origin_that_is_recorded_first_stands(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Promise 4: of two drivers that start a fork the second may have read an origin that was made anew since."""
+    with open_folder(copied(whole[0], tmp_path)) as store:
+        other = Origin("base", 2, small(rule={"margin": 9}))
+        assert drive(store, small(tasks={"count": 4}, replicas=2).with_origin(other), "new") == 0
+        row = store.run("new")
+        assert row is not None
+        found = Experiment.from_json(row.experiment)
+        assert found.tasks.count == 4
+        assert found.margin(0) == small().margin(0)

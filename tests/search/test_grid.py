@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.experiment import Experiment
+from search.experiment import Experiment, Origin
 from search.grid import cells, expected_share, stacks, warnings
 from search.records import Cell
 
@@ -141,8 +141,8 @@ def test_early_stopping_is_said() -> None:
 def test_an_alpha_too_weak_for_the_tasks_is_said_with_one_that_might_do() -> None:
     weak: dict[str, Any] = {"grid": {"alpha": [[1.0, 1e-5, 1.0], 1e-6], "learning_rate": [2e-3]}}
     (line,) = warned(**weak)
-    assert line.startswith("α looks too weak to leave room for 5 tasks: the largest for hidden2 is 1e-05, and")
-    assert "99% of its 128 units; try an α of 0.0062," in line
+    assert line.startswith("α looks too weak to leave room for 5 tasks: the largest for hidden2 is 1e-5, and")
+    assert "99.4 % of its 128 units; try an α of 0.0062," in line
     assert warned(**weak, head="multi") == []
     assert warned(**weak, tasks={"count": 1}) == []
     assert warned(grid={"alpha": [0.02], "learning_rate": [2e-3]}) == []
@@ -227,10 +227,26 @@ def test_a_budget_below_what_the_strongest_cell_looks_able_to_prune_to_is_said_w
     (line,) = warned(rule=BUDGET, grid=weak)
     assert line.startswith(
         "the budget can hardly be met, even at the floor: an equal share of hidden2 among 5 tasks (rule.tasks) is "
-        "20.0% of its 128 units, and by a rule of thumb a task claims 99.4% at the largest α for it, 1e-05; try an α "
+        "20 % of its 128 units, and by a rule of thumb a task claims 99.4 % at the largest α for it, 1e-5; try an α "
         "of 0.0062, more epochs"
     )
     assert warned(rule=BUDGET, grid={**weak, "alpha": [0.0063]}) == []
     assert len(warned(rule=BUDGET, grid={**weak, "alpha": [0.0061]})) == 1
     assert warned(rule=BUDGET, grid=weak, head="multi") == []
     assert len(warned(rule=BUDGET, grid={**ROOMY["grid"], "after_first": {"alpha": [1e-6]}})) == 1
+
+
+def test_of_a_fork_only_what_it_trains_is_warned_of() -> None:
+    """The tasks that it is given were trained with another grid, and pruned by another rule."""
+    weak: dict[str, Any] = {"grid": {"alpha": [1e-5], "learning_rate": [2e-3]}}
+    origin = Experiment.from_json({**ROOMY, "rule": {"margin": 0.5}})
+
+    def said(tasks: int, **keys: Any) -> list[str]:
+        return warnings(Experiment.from_json({**ROOMY, **keys}).with_origin(Origin("other", tasks, origin)))
+
+    assert said(4) == said(4, **weak) == []
+    (line,) = said(3, **weak)
+    assert line.startswith("α looks too weak to leave room for 2 tasks: ")
+    later = {"kind": "budget", "tasks": 5, "floor": 2.0}
+    assert said(5, rule=later, **weak) == []
+    assert len(said(4, rule=later, **weak)) == 1

@@ -137,6 +137,15 @@ def test_no_margin_costs_units(table: Table) -> None:
     assert (second.outcome, second.winner.index, picks_same(second)) == ("given the history", 0, False)
 
 
+@pytest.mark.parametrize(("rounds", "outcome"), [(1, "same"), (2, "would differ")])
+def test_rounds_that_prune_to_the_cut_line_differ_with_it(table: Table, rounds: int, outcome: str) -> None:
+    """Promise 4: the same first point is not the same commit where later rounds would have pruned to another line."""
+    tuned = Experiment.model_validate({**experiment().to_file(), "fine_tuning": {"rounds": rounds}})
+    wider, same = (replay(tuned, table, Fraction(margin))[0][0] for margin in (2, 1))
+    assert (wider.outcome, picks_same(wider)) == (outcome, True)
+    assert same.outcome == "same"
+
+
 def test_margins_are_exact(table: Table) -> None:
     """0.999… of a sample is not a sample: 189 are needed for 190 at 0.5 points, 190 just below."""
     assert replay(experiment(), table, Fraction("0.5"))[0][0].needed == 189

@@ -305,8 +305,30 @@ def test_with_every_cell_missing_there_is_nothing_to_commit() -> None:
     ],
 )
 def test_a_task_with_nothing_worth_committing_is_impossible(records: dict[int, CellRecord], why: str) -> None:
-    with pytest.raises(Impossible, match=rf"replica 1, task 1: .*{why}.*lower.*--name"):
+    with pytest.raises(Impossible, match=rf"replica 1, task 1: .*{why}.*lower.*--name") as refusal:
         machine(opened(records)).next()
+    assert str(refusal.value).endswith(". Change the grid and give the new run another --name"), "nothing is kept"
+
+
+def test_what_stops_later_says_how_to_go_on_from_what_is_kept() -> None:
+    table = committed(opening(1))
+    table.cells[0, 1] = {index: cell_record(index) for index in range(4)}
+    with pytest.raises(Impossible) as refusal:
+        machine(table).next()
+    assert str(refusal.value).endswith(
+        ". The task committed so far is kept; to go on with another grid: --from NAME --task 1 --name NEW"
+    )
+    table.commits[0, 0] = FULL_LAST
+    with pytest.raises(Impossible) as refusal:
+        machine(table).next()
+    assert "--from" not in str(refusal.value), "one task that fills the layer leaves none to begin with"
+    table.openings[0, 1] = opening(1)
+    table.commits[0, 1] = commit_record(1, claimed=(4, 4), free=(12, 0))
+    for rule, limit in (({"margin": 1.0}, "margin"), ({"kind": "budget", "tasks": 9, "floor": 2.0}, "floor")):
+        replica = machine(table, rule=rule, tasks={"count": 3})
+        replica.removed()
+        with pytest.raises(Impossible, match=f"larger α or {limit}.*--from NAME --task 1 --name NEW"):
+            replica.next()
 
 
 FULL_LAST = commit_record(claimed=(4, 10), free=(16, 0))
@@ -355,7 +377,7 @@ def test_a_full_layer_is_named_where_no_trial_learnt_anything() -> None:
     table.commits[0, 0] = commit_record(claimed=(20, 3), free=(0, 7))
     table.cells[0, 1] = {index: cell_record(index, (10, 1), task=1) for index in range(4)}
     full = "hidden1 has no free unit left: widen it or prune harder"
-    with pytest.raises(Impossible, match=rf"most frequent class \(10\); lower α, or train longer; {full}\. The tasks"):
+    with pytest.raises(Impossible, match=rf"most frequent class \(10\); lower α, or train longer; {full}\. The task "):
         machine(table).next()
     table.cells[0, 1] = {index: cell_record(index) for index in range(4)}
     with pytest.raises(Impossible, match="diverged") as refusal:

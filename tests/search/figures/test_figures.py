@@ -6,11 +6,13 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean, stdev
 
 import plotly.graph_objects as go
 import pytest
 
 from search.backends.simulated import World
+from search.decisions import budget_of
 from search.errors import BadInput
 from search.figures import accuracy, grid, load, matrix, pareto, units, used
 from search.figures.common import task_trials
@@ -111,7 +113,7 @@ def test_the_winner_the_line_and_the_best_are_marked(made_up: Known) -> None:
         f"cut line {record.needed / 10:.2f} %",
     ]
     assert f"cell {record.winner.index} wins with {sum(record.claimed)} new unit" in title(figure)
-    assert ", 1 diverged; " in title(figure)
+    assert title(figure).startswith("Task 2, replica 2: 4 trials, 1 of them diverged; cell ")
 
 
 def test_every_trial_is_a_stepped_line(made_up: Known) -> None:
@@ -130,19 +132,26 @@ def test_every_trial_is_a_stepped_line(made_up: Known) -> None:
 
 
 def test_fine_tuning_is_shown_beside_what_was_picked(made_up: Known) -> None:
-    record = made_up.commits(0)[0]
-    assert record.rounds
-    trace = named(pareto(made_up), "fine-tuning, to what was committed")
+    records = made_up.history.commits.values()
+    record = next(record for record in records if any(entry.better for entry in record.rounds))
+    figure = pareto(made_up, record.replica + 1, record.task + 1)
+    trace = named(figure, "fine-tuning, to what was committed")
     assert (trace.x[0], trace.y[0]) == (sum(record.point.claimed), record.point.correct / 10)
     assert (trace.x[-1], trace.y[-1]) == (sum(record.claimed), record.validation.correct / 10)
-    assert "of fine-tuning (picked at" in title(pareto(made_up))
+    assert "of fine-tuning (picked at" in title(figure)
+    assert trace.hovertext[-1].startswith("committed after fine-tuning, ")
 
 
 def test_the_line_of_a_budget_is_its_floor(simulate: Simulate) -> None:
     known = simulate(rule={"kind": "budget", "tasks": 3, "floor": 2.5})
     figure = pareto(known, 1, 2)
     assert figure.layout.annotations[1].text.startswith("floor ")
-    assert "the line is the budget rule's floor, 2.5 points under the best" in title(figure)
+    assert figure.layout.shapes[1].y0 == pytest.approx(figure.layout.shapes[0].y0 - 2.5)
+    commits = known.commits(0)
+    most = budget_of(known.experiment, commits[:1], commits[1].widths)
+    assert most
+    said = f"; budget: at most {most[0]} of hidden1, {most[1]} of hidden2; the line is the floor"
+    assert title(figure).endswith(said)
     over = changed(known, (0, 1), over_budget=("hidden2",))
     assert title(pareto(over, 1, 2)).endswith("no point above it fits the budget of hidden2")
 
@@ -172,20 +181,164 @@ def test_a_row_is_named_by_what_differs(simulate: Simulate) -> None:
     alpha = [[1e-4, 5e-4, 1e-3], [3e-4, 5e-4, 1e-3]]
     figure = grid(simulate(stop_after=1, grid={"alpha": alpha, "learning_rate": [0.001]}))
     assert figure.layout.yaxis.ticktext == ("hidden1 1e-4", "hidden1 3e-4")
-    assert "not finished" in title(figure)
+    assert title(figure) == "Task 1, replica 1: none of 2 cells is finished yet"
 
 
 def test_a_run_without_a_commit_says_so(opened: Known) -> None:
     for figure in (accuracy, units, used, matrix):
         assert "no task is committed" in title(figure(opened)).lower()
-    assert re.match(r"Task 1, replica 1: still open, \d of 4 cells finished; \d reach", title(pareto(opened)))
-    assert "so far" in title(grid(opened))
+    records = dict(list(opened.cells(0, 0).items())[:3])
+    half = replace(opened, history=replace(opened.history, cells={(0, 0): records}))
+    assert re.match(r"Task 1, replica 1: still open, 3 of 4 cells finished; \d reach.* so far", title(pareto(half)))
+    assert "so far" in title(grid(half))
+    assert re.match(r"Task 1, replica 1: not committed yet, all 4 cells finished; \d reach", title(pareto(opened)))
+    for figure in (pareto(opened), grid(opened)):
+        assert "so far" not in figure.to_json()
+
+
+def test_a_task_that_the_rule_refuses_says_why(simulate: Simulate) -> None:
+    """No better than naming one class: a trial at the line is not "below" it, nothing is still open, and the reason is
+    in both titles."""
+    known = simulate(world=World(classes=1), replicas=1)
+    assert not known.history.commits
+    trials = task_trials(known, 1, 1)
+    best = max(record.score.correct for record in trials.records.values() if record.score)
+    reach = sum(trials.reaches(index) for index in trials.records)
+    reason = f"nothing worth committing: the best trial has {best} of 1000 validation samples right, no more than"
+    for figure in (pareto(known), grid(known)):
+        assert title(figure).startswith(f"Task 1, replica 1: {reason}")
+        assert "so far" not in figure.to_json()
+        assert "still open" not in title(figure)
+    assert 0 < reach < 4
+    assert f"; {reach} of 4 cells reach" in title(grid(known))
+    below = [line for line in pareto(known, below=100).data if line.legendgroup == "below"]
+    assert len(below) == 4 - reach
+    assert {trace.name for trace in grid(known).data if trace.showlegend} == {"– not pruned", "↓ below the cut line"}
 
 
 def test_only_diverged_trials(simulate: Simulate) -> None:
     known = simulate(world=World(diverges=lambda *_: True), stop_after=4)
-    assert title(pareto(known)) == "Task 1, replica 1: no trial with finite numbers yet, 4 diverged"
-    assert "none of 4 cells has finite numbers yet; 4 diverged" in title(grid(known))
+    assert title(pareto(known)) == (
+        "Task 1, replica 1: nothing worth committing: every trial of the task diverged; lower the learning rates or α"
+    )
+    assert title(grid(known)).endswith("none of 4 cells has finite numbers; 4 diverged")
+    cells = {(0, 0): {0: known.cells(0, 0)[0]}}
+    known = replace(known, history=replace(known.history, cells=cells))
+    assert title(pareto(known)) == "Task 1, replica 1: no trial with finite numbers yet, 1 diverged"
+    assert title(grid(known)).endswith("none of 4 cells has finite numbers yet; 1 diverged, 3 not finished")
+
+
+def test_a_trial_too_low_to_show_is_counted(made_up: Known) -> None:
+    """It has neither a line nor a name in the legend, so that the title owns up to it."""
+    cells = made_up.cells(0, 0)
+    index = next(index for index in cells if cells[index].score and index != made_up.commits(0)[0].winner.index)
+    score = cells[index].score
+    assert score
+    low = replace(
+        cells[index],
+        score=replace(score, correct=score.correct - 400),
+        staircase=tuple(replace(point, correct=point.correct - 400) for point in cells[index].staircase),
+    )
+    history = replace(made_up.history, cells={**made_up.history.cells, (0, 0): {**cells, index: low}})
+    figure = pareto(replace(made_up, history=history))
+    assert title(figure).endswith("; 1 too low to show")
+    assert "too low" not in title(pareto(made_up))
+    assert all(trace.x for trace in figure.data)
+    assert "too low" not in title(pareto(replace(made_up, history=history), below=100))
+
+
+def test_a_trial_of_one_point_is_seen(made_up: Known) -> None:
+    """A line of one point is none."""
+    cells = {index: replace(cell, staircase=cell.staircase[:1]) for index, cell in made_up.cells(0, 0).items()}
+    known = replace(made_up, history=replace(made_up.history, cells={(0, 0): cells}))
+    lines = [trace for trace in pareto(known, below=100).data if trace.legendgroup]
+    assert [len(trace.x) for trace in lines] == [1, 1, 1]
+    assert {trace.mode for trace in lines} == {"lines+markers"}
+
+
+@pytest.mark.parametrize(("tuned", "said"), [(None, "diverged"), (-1, "gained nothing")])
+def test_fine_tuning_that_was_thrown_away_is_said_so(made_up: Known, tuned: int | None, said: str) -> None:
+    record = made_up.commits(0)[0]
+    pruned = record.point.correct
+    entry = replace(record.rounds[0], pruned=pruned, tuned=None if tuned is None else pruned + tuned)
+    score = replace(record.validation, correct=pruned)
+    known = changed(made_up, (0, 0), rounds=(entry,), validation=score, claimed=record.point.claimed)
+    assert title(pareto(known)).endswith(f"; fine-tuning {said}, committed as it was pruned")
+    trace = named(pareto(known), "fine-tuning, to what was committed")
+    assert trace.hovertext[-1].startswith(f"committed as it was pruned: fine-tuning {said}, ")
+
+
+def test_a_threshold_by_layer_has_its_unit(simulate: Simulate) -> None:
+    known = simulate(rule={"margin": 3.0, "theta": "layers"}, replicas=1)
+    shared = simulate(replicas=1)
+    for figure in (pareto, grid):
+        assert "layer's mean activity" in figure(known).to_json()
+        assert "layer's mean activity" not in figure(shared).to_json()
+
+
+# Replicas at different tasks
+
+
+@pytest.fixture
+def uneven(made_up: Known) -> Known:
+    """Of three tasks that replica 1 has, replica 2 has two."""
+    commits = {place: record for place, record in made_up.history.commits.items() if place != (1, 2)}
+    return replace(made_up, history=replace(made_up.history, commits=commits))
+
+
+def test_the_mean_over_other_replicas_is_marked(uneven: Known) -> None:
+    """Task 3 is of replica 1 alone: pale, open, hatched or under a line, and every title says so."""
+    assert [named(accuracy(uneven), "now").marker.opacity[task] for task in range(3)] == [1, 1, 0.4]
+    assert used(uneven).data[1].marker.symbol == ("square", "square", "square-open")
+    bars = [trace for trace in units(uneven).data if trace.x != (None,)]
+    assert {bar.marker.pattern.shape for bar in bars} == {("", "", "/")}
+    figure = matrix(uneven)
+    assert figure.layout.yaxis.ticktext == ("1", "2", "3 (1 of 2)")
+    assert [shape.y0 for shape in figure.layout.shapes] == [2.5]
+    for drawn, mark in ((accuracy, "pale"), (used, "open"), (units, "hatched"), (matrix, "under the line")):
+        assert title(drawn(uneven)).endswith(f"; task 3 ({mark}): 1 of 2 replicas")
+    assert not matrix(uneven, 1).layout.shapes
+
+
+def test_titles_compare_what_all_replicas_have(uneven: Known) -> None:
+    """The mean and its deviation are over the same tasks, and the share in use is one of the points drawn."""
+    means = [mean(score.accuracy for score in uneven.commits(replica)[-1].matrix[:2]) for replica in range(2)]
+    said = f"{100 * mean(means):.2f} % ± {100 * stdev(means):.2f} %"
+    assert title(accuracy(uneven)).startswith(
+        f"2 to 3 of 3 tasks are committed; the first 2 stand at {said} test accuracy; "
+    )
+    first, second = (used(uneven).data[place].y[1] for place in range(2))
+    start = f"After task 2 {first:.1f} % of hidden1 and {second:.1f} % of hidden2 are in use"
+    assert title(used(uneven)).startswith(start)
+    assert title(units(uneven)).startswith(start)
+
+
+def test_a_replica_without_a_commit_is_counted(made_up: Known) -> None:
+    commits = {place: record for place, record in made_up.history.commits.items() if place[0] == 0}
+    known = replace(made_up, history=replace(made_up.history, commits=commits))
+    for drawn in (accuracy, used, units, matrix):
+        assert title(drawn(known)).endswith("; 1 of 2 replicas")
+    assert title(matrix(known, 2)) == "Replica 2 has committed no task yet"
+
+
+def test_one_repeated_measurement(made_up: Known) -> None:
+    commits = {place: record for place, record in made_up.history.commits.items() if place[1] < 2}
+    known = replace(made_up, history=replace(made_up.history, commits=commits))
+    said = "The one repeated measurement counts the same right answers as right after the commit"
+    assert title(matrix(known, 1)) == said
+    second = known.commits(0)[1]
+    worse = (replace(second.matrix[0], correct=0), second.matrix[1])
+    said = "The one repeated measurement counts other right answers than right after the commit"
+    assert title(matrix(changed(known, (0, 1), matrix=worse), 1)) == said
+
+
+def test_growth_is_in_the_titles(simulate: Simulate) -> None:
+    """A share of a width that changes says little without the width."""
+    known = simulate(replicas=1, grow={"by": 4, "below": 32})
+    last = known.commits(0)[-1].widths
+    assert last == (36, 32)
+    for figure in (used(known), units(known)):
+        assert "in use; hidden1 grew from 32 to 36, hidden2 from 24 to 32 units" in title(figure)
 
 
 @pytest.mark.parametrize(
@@ -202,6 +355,9 @@ def test_what_cannot_be_drawn(opened: Known, replica: int, task: int, message: s
     for figure in (pareto, grid):
         with pytest.raises(BadInput, match=message):
             figure(opened, replica, task)
+    if task == 1:
+        with pytest.raises(BadInput, match=message):
+            matrix(opened, replica)
 
 
 def test_a_notebook_loads_a_run_by_its_name(trained: str) -> None:

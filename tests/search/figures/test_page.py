@@ -4,14 +4,20 @@ import json
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import search.figures.report
+from search.backends.simulated import World
 from search.cli import main
+from search.experiment import Experiment, Origin
 from search.figures.page import SECTIONS, page
+from search.figures.words import commit_table, facts, headline
 from search.reports.common import Known
+from search.sections import Rule
+from search.text import theta
 
 
 def data(text: str) -> dict[str, dict[str, object]]:
@@ -91,6 +97,88 @@ def test_the_page_of_a_budget_says_its_rule(simulate: Callable[..., Known]) -> N
     assert "an equal share of what is left for 3 tasks, at most 2.5 points" in text
     assert "grows by 4 units" in text
     assert "an output layer for each task (multi)" in text
+
+
+def with_origin(known: Known, run: str, count: int, **rule: object) -> Known:
+    """The run as a fork of one that had another rule."""
+    keys = {**known.experiment.to_json(), "rule": rule, "training": {"epochs": 9}}
+    other = Experiment.model_validate({key: value for key, value in keys.items() if key in Experiment.model_fields})
+    return replace(known, experiment=known.experiment.with_origin(Origin(run, count, other)))
+
+
+def test_the_page_of_a_fork_tells_the_rules_apart(simulate: Callable[..., Known]) -> None:
+    """The copied tasks were not decided by the fork's own rule, nor trained as its own are."""
+    known = with_origin(simulate(replicas=1), "base", 2, kind="budget", tasks=4)
+    said = facts(known)
+    assert said["rule"].startswith("from task 3 on: margin: ")
+    assert said["tasks 1 to 2, from base"].startswith("budget: the most accurate whose new units fit")
+    assert said["tasks 1 to 2, from base"].endswith("; trained for 9 epochs of adam, batches of 32")
+    header, rows = commit_table(known, 0)
+    assert header[-1] == "remarks"
+    assert [row[-1] for row in rows] == ["copied from base", "copied from base", ""]
+
+
+def test_the_page_of_a_fork_of_a_fork(simulate: Callable[..., Known]) -> None:
+    known = simulate(replicas=1)
+    middle = with_origin(known, "base", 1, kind="budget", tasks=4).experiment
+    known = replace(known, experiment=known.experiment.with_origin(Origin("middle", 2, middle)))
+    said = facts(known)
+    assert [key for key in said if ", from " in key] == ["task 1, from base", "task 2, from middle"]
+    assert said["task 1, from base"].startswith("budget: ")
+    assert said["task 2, from middle"].startswith("margin: ")
+    assert [row[-1] for row in commit_table(known, 0)[1]] == ["copied from base", "copied from middle", ""]
+
+
+def test_the_threshold_is_that_of_the_units_beside_it(made_up: Known) -> None:
+    """After fine-tuning the last round's, in the unit that the rule has."""
+    records = made_up.commits(0)
+    record = next(record for record in records if record.rounds[-1].theta != record.point.theta)
+    header, rows = commit_table(made_up, 0)
+    assert rows[record.task][header.index("θ")] == theta(record.rounds[-1].theta, digits=4)
+    layers = made_up.experiment.model_copy(update={"rule": Rule(margin=3.0, theta="layers")})
+    rows = commit_table(replace(made_up, experiment=layers), 0)[1]
+    assert rows[record.task][header.index("θ")].endswith(" × layer's mean activity")
+    for tuned, text in ((None, "fine-tuning diverged"), (0, "fine-tuning gained nothing")):
+        worse = replace(record, rounds=(replace(record.rounds[0], tuned=tuned),))
+        history = replace(made_up.history, commits={(0, record.task): replace(worse, task=0)})
+        assert commit_table(replace(made_up, history=history), 0)[1][0][-1] == text
+
+
+def test_training_says_all_that_was_asked_for(simulate: Callable[..., Known]) -> None:
+    asked = {"epochs": 4, "optimizer": "sgd", "momentum": 0.9, "early_stopping": True, "patience": 3}
+    known = simulate(stop_after=1, training=asked)
+    training = known.experiment.training.model_copy(update={"norm_alpha": 1e-5})  # of networks that have BatchNorm
+    experiment = known.experiment.model_copy(update={"training": training})
+    assert facts(replace(known, experiment=experiment))["training"] == (
+        "4 epochs of sgd, momentum 0.9, α of BatchNorm 1e-5, batches of 32, the epoch of best validation accuracy is "
+        "kept, ended after 3 epochs without a better one"
+    )
+
+
+def test_a_run_that_stopped_is_not_called_open(simulate: Callable[..., Known], made_up: Known) -> None:
+    reason = "replica 1, task 1: nothing\nreplica 2, task 1: nothing"
+    known = simulate(world=World(classes=1))
+    known = replace(known, row=replace(known.row, state="stopped", reason=reason))
+    text = own(page(known))
+    assert "the run has stopped: what is shown below is the task that it stopped at." in text
+    assert "that is open" not in text
+    assert "white-space: pre-line" in re.search(r"\ndd \{.*", text)[0]  # else the reasons are one line
+    assert f"stopped: {reason}" in text
+    row = replace(made_up.row, state="stopped")
+    assert headline(replace(made_up, row=row)) == "The run has stopped: 3 tasks committed, 6 commits."
+
+
+def test_growth_is_not_explained_by_reuse(simulate: Callable[..., Known], made_up: Known) -> None:
+    known = simulate(replicas=1, grow={"by": 4, "below": 32})
+    assert facts(known)["growth"].endswith("; hidden1 grew from 32 to 36, hidden2 from 24 to 32 units")
+    text = own(page(known))
+    assert "Growth holds a line back or lowers it" in text
+    assert "one whose features later tasks use again" not in text
+    assert "one whose features later tasks use again" in own(page(made_up))
+
+
+def test_remarks_may_wrap(made_up: Known) -> None:
+    assert '<th class="remarks">remarks</th>' in own(page(made_up))
 
 
 # The file

@@ -153,6 +153,47 @@ def test_a_layer_that_will_run_out_is_foretold_from_the_claims_so_far(store, exp
     assert [line for line in report["warnings"] if "hidden2 has" in line and f"so task {full} of 40" in line]
 
 
+def test_what_is_planned_is_forecast_not_what_was_run(store, experiment, simulate):
+    """A run that is finished may go on with more tasks; other groups have no claims."""
+    simulate(experiment(replicas=1))
+    (last,) = [commit for place, commit in store.history("made-up").commits.items() if place == (0, 2)]
+
+    def foretold(**changes):
+        report = plan(experiment(replicas=1, **changes), "made-up", store=store)
+        found = report["held"]["replicas"][0]["forecast"]["hidden2"]
+        return found, [line for line in report["warnings"] if "hidden2 has" in line]
+
+    found, lines = foretold(tasks={"count": 40})
+    assert (found["count"], found["full"]) == (40, 4 + int(last.free[1] // found["claimed"]))
+    (line,) = lines
+    assert f"hidden2 has {last.free[1]} free units" in line
+    assert f"so task {found['full']} of 40 would find too few; a higher α or margin from here on" in line
+    assert "(--from made-up --task 3 --name NEW)" in line
+    assert foretold()[1] == foretold(tasks={"count": 40}, grow={"by": 4})[1] == []
+    found, lines = foretold(model={"hidden": [32, 24, 8]}, grid={"alpha": [1e-3]}, tasks={"count": 40})
+    assert (found["count"], lines) == (3, [])
+
+
+def test_what_of_training_is_off_by_default_is_told(experiment):
+    def trials(**training):
+        stream = io.StringIO()
+        keys = {"rule": {"margin": 2, "theta": "layers"}, "training": {"epochs": 4, **training}}
+        print_table(TABLES["plan"](plan(experiment(**keys), "new", store=None)), stream)
+        assert "margin 2 %, θ by layer, sparsity by units\n" in stream.getvalue()
+        return next(line.strip() for line in stream.getvalue().splitlines() if line.strip().startswith("trials"))
+
+    assert trials().endswith(" of 4 epochs each")
+    assert trials(early_stopping=True).endswith(" of 4 epochs each, early stopping")
+    assert trials(early_stopping=True, patience=3).endswith(" of 4 epochs each, early stopping (patience 3)")
+    report = plan(experiment(), "new", store=None)
+    assert (report["theta_scale"], report["training"]["norm_alpha"]) == ("shared", 0.0)
+    report["training"]["norm_alpha"] = 1e-4
+    stream = io.StringIO()
+    print_table(TABLES["plan"](report), stream)
+    assert " of 4 epochs each, norm α 1e-4\n" in stream.getvalue()
+    assert "θ by layer" not in stream.getvalue()
+
+
 def test_data_that_are_missing_are_a_warning(experiment, tmp_path):
     tasks = {"count": 2, "dataset": "mnist"}
     report = plan(experiment(tasks=tasks), "new", store=None, data_dir=str(tmp_path))
@@ -204,10 +245,10 @@ BUDGET = {"kind": "budget", "tasks": 25, "floor": 2.0}
 def test_the_budget_is_told_with_what_the_first_task_may_claim(experiment):
     report = plan(experiment(rule={**BUDGET, "tasks": 6}), "new", store=None)
     assert report["rule"] == "budget"
-    assert report["budget"] == {"tasks": 6, "floor": 2.0, "first": {"hidden1": 16, "hidden2": 4}}
+    assert report["budget"] == {"tasks": 6, "floor": 2.0, "task": 1, "most": {"hidden1": 16, "hidden2": 4}}
     stream = io.StringIO()
     print_table(TABLES["plan"](report), stream)
-    wanted = "budget for 6 tasks, floor 2 %, new units of the first at most 16 + 4, sparsity by units"
+    wanted = "budget for 6 tasks, floor 2 %, new units of task 1 at most 16 + 4, sparsity by units"
     assert wanted in stream.getvalue()
     report = plan(experiment(), "new", store=None)
     assert (report["rule"], report["budget"]) == ("margin", None)
@@ -221,7 +262,7 @@ def test_what_is_over_budget_already_is_a_warning(store, experiment, simulate):
     tasks = ", ".join(f"task {task} ({', '.join(names)})" for task, names in enumerate(over, start=1))
     lines = plan(run, "made-up", store=store)["warnings"]
     assert [line for line in lines if "over budget even" in line] == [
-        f"replica 1: over budget even at the floor: {tasks}; a higher α, more epochs or a larger floor in a new run "
-        "leaves more room"
+        f"replica 1: over budget even at the floor: {tasks}; a higher α, more epochs or a larger floor from "
+        "here on leaves more room: --from made-up --task 3 --name NEW"
     ]
     assert any("cannot be met" in line for line in lines), "25 tasks share 24 units"

@@ -1,6 +1,7 @@
 """How far a run is, as the database tells it."""
 
 import dataclasses
+import io
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from search.backends.simulated import Fate, World
 from search.errors import BadInput
 from search.reports.forecast import Forecast
 from search.reports.status import status
+from search.tables import TABLES, print_table
 
 
 def test_an_empty_database_has_no_runs(store):
@@ -113,12 +115,32 @@ def test_the_forecast_says_at_which_task_a_layer_is_full(store, experiment, simu
     free = commits[0, 2].free[1]
     found = status(store)["runs"][0]["replicas"][0]["forecast"]["hidden2"]
     claimed = (claims[1] + claims[2]) / 2
-    assert found == {"claimed": claimed, "more": pytest.approx(free / claimed), "full": None, "grows": False}
+    more = pytest.approx(free / claimed)
+    assert found == {
+        "claimed": claimed,
+        "more": more,
+        "full": None,
+        "count": 3,
+        "budgeted": False,
+        "grows": False,
+    }
     with store.take("made-up", experiment_json={}, data="", versions={}) as writer:
         writer.update_run(experiment(replicas=1, tasks={"count": 40}).to_json())
     found = status(store)["runs"][0]["replicas"][0]["forecast"]["hidden2"]
     assert found["full"] == 3 + int(free // claimed) + 1
     assert found["more"] == pytest.approx(free / claimed - 37)
+
+
+def test_under_the_budget_rule_the_units_are_to_last_for_the_tasks_that_share_them(store, experiment, simulate):
+    simulate(experiment(replicas=1, rule={"kind": "budget", "tasks": 25, "floor": 2.0}))
+    report = status(store)
+    found = report["runs"][0]["replicas"][0]["forecast"]["hidden2"]
+    assert (found["count"], found["budgeted"]) == (25, True)
+    assert 3 < found["full"] < 25
+    stream = io.StringIO()
+    print_table(TABLES["status"](report), stream)
+    assert f"full at task {found['full']} of 25 budgeted" in stream.getvalue()
+    assert "for all 3 tasks" not in stream.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,32 @@ def test_alpha_is_one_column_where_it_is_the_same_for_all_layers(store, experime
     assert "output" in printed(TABLES["plan"](plan(experiment(), "new", store=None)))
 
 
+def test_a_threshold_by_layer_is_said_to_be_a_multiple(store, experiment, simulate):
+    """It looks like an activity, and is none."""
+    simulate(experiment(rule={"margin": 1, "theta": "layers"}, replicas=1))
+    made = {
+        "final": final(store, "made-up"),
+        "show": show(store, "made-up"),
+        "replay": replay(store, "made-up", "1"),
+        "status": status(store),
+    }
+    texts = {name: printed(TABLES[name](report)) for name, report in made.items()}
+    for name in ("final", "show", "replay"):
+        assert "× layer's" in texts[name]
+        assert "mean: θ" in texts[name]
+    assert "  θ (× layer's mean activity)   " in texts["show"]
+    assert "1 replica, θ by layer\n" in texts["status"]
+    scales = [made["show"]["theta_scale"], made["status"]["runs"][0]["theta_scale"]]
+    scales += [task["theta_scale"] for name in ("final", "replay") for task in made[name]["replicas"][0]["tasks"]]
+    assert set(scales) == {"layers"}
+    for name in ("final", "replay"):
+        tasks = made[name]["replicas"][0]["tasks"]
+        tasks[0]["theta_scale"] = "shared"
+        text = printed(TABLES[name](made[name]))
+        assert "mean: θ" not in text, "a fork under two rules"
+        assert len(re.findall(r"\d × mean", text)) == (1 if name == "final" else 2) * (len(tasks) - 1)
+
+
 def test_show_tells_the_commit_in_order(reports):
     text = printed(TABLES["show"](reports["show"]))
     facts = ["best accuracy", "cut line", "candidates", "winner", "α", "learning rate", "θ", "validation", "test"]
