@@ -22,8 +22,9 @@ class Replayed:
 
     Attributes:
         outcome: ``same``: the same winner at the same θ, and the same cut line where later rounds of fine-tuning prune
-            down to it. ``would differ``: another, and exactly this one: everything before was the same. ``given the history``: a task before would differ, so this one would have trained on
-            other free units; what is said here is how its recorded trials fare.
+            down to it. ``would differ``: another, and exactly this one: everything before was the same. ``given the
+            history``: a task before would differ, so this one would have trained on other free units; what is said here
+            is how its recorded trials fare.
         winner, point: What the rule picks at the other margin.
         best, needed: Right answers of the best trial of the grid, and the other cut line.
         candidates: Cell indices within the other margin, unpruned.
