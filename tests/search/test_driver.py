@@ -278,7 +278,7 @@ ENDLESS = {"training": {"epochs": 10**6}}
 
 
 def until(what: Callable[[], Any]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 150
     while not what():
         assert time.monotonic() < end
         time.sleep(0.05)
