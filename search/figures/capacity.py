@@ -33,11 +33,16 @@ def units(known: Known, *, columns: int | None = None) -> go.Figure:
     if not tasks:
         return empty("No unit is claimed yet: no task is committed")
     columns = min(len(names), columns or (2 if len(names) in (2, 4) else 3))
-    rows = -(-len(names) // columns)
+    starts = range(0, len(names), columns)
+    rows = len(starts)
     height = 90 + rows * (250 if len(names) <= MANY else 190)
     figure = make_subplots(
         rows=rows,
         cols=columns,
+        # No axes where the last row has fewer panels.
+        specs=[
+            [{} if row * columns + column < len(names) else None for column in range(columns)] for row in range(rows)
+        ],
         subplot_titles=[f"<b>{plain(name)}</b>" for name in names],
         shared_yaxes=True,
         vertical_spacing=min(0.3, 62 / height) if rows > 1 else 0,

@@ -177,6 +177,20 @@ def test_growth_is_not_explained_by_reuse(simulate: Callable[..., Known], made_u
     assert "one whose features later tasks use again" in own(page(made_up))
 
 
+@pytest.mark.parametrize("groups", [1, 2, 3, 5, 7])
+def test_any_number_of_panels_stands_one_above_the_other_on_a_narrow_screen(
+    simulate: Callable[..., Known], groups: int
+) -> None:
+    """The last row of panels may have fewer than the others: what is not drawn has no axes."""
+    known = simulate(model={"hidden": [40] * groups}, tasks={"count": 1}, replicas=1, grid={"alpha": [1e-3]})
+    (data,) = re.findall(r'<script type="application/json" id="figures">(.*?)</script>', page(known), re.DOTALL)
+    narrow = json.loads(data)["figures"]["units"]["narrow"]
+    assert len([key for key in narrow if key.startswith("xaxis")]) == groups
+    tops = [note["y"] for note in narrow["annotations"]]
+    assert len(tops) == groups
+    assert tops == sorted(tops, reverse=True)
+
+
 def test_remarks_may_wrap(made_up: Known) -> None:
     assert '<th class="remarks">remarks</th>' in own(page(made_up))
 
