@@ -40,9 +40,7 @@ def units(known: Known, *, columns: int | None = None) -> go.Figure:
         rows=rows,
         cols=columns,
         # No axes where the last row has fewer panels.
-        specs=[
-            [{} if row * columns + column < len(names) else None for column in range(columns)] for row in range(rows)
-        ],
+        specs=[[{} if at < len(names) else None for at in range(start, start + columns)] for start in starts],
         subplot_titles=[f"<b>{plain(name)}</b>" for name in names],
         shared_yaxes=True,
         vertical_spacing=min(0.3, 62 / height) if rows > 1 else 0,
