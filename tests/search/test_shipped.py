@@ -9,6 +9,7 @@ from search.grid import cells, warnings
 SPOKEN_OF = {
     # More tasks than fit, so that the layer fills up.
     "permuted-mnist-25": "α looks too weak to leave room",
+    "permuted-mnist-25-small": "α looks too weak to leave room",
     # As the paper did it.
     "split-cifar-wide": "training.early_stopping is on",
     "split-cifar-wide-small": "training.early_stopping is on",
