@@ -11,32 +11,16 @@ from clnp.evaluation import count_correct
 from clnp.narrowing import narrow, put_back, within
 from clnp.network import Network
 from clnp.ownership import Claims, active, with_free
+from clnp.rounds import Round
 from clnp.subnetwork import cut
 from clnp.tasks.task import Split
 from clnp.thresholds import claims_at, staircase
 from clnp.training import Member, Settings, train
 
-__all__ = ["FineTuned", "Order", "Round", "fine_tune"]
+__all__ = ["FineTuned", "Order", "fine_tune"]
 
 Order = Callable[[Network, Mapping[str, Tensor]], Mapping[str, Tensor]]
 """Of a network and the mean activity of its units, by hidden group's name the numbers that θ is compared with."""
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """One pruning and what training again made of it; right answers of the canonical evaluator on the validation split.
-
-    Attributes:
-        theta: The threshold at which it pruned.
-        claimed: New units that were left, one number a hidden group.
-        pruned: Right answers of what was left, before it was trained again.
-        tuned: After that; None where it diverged.
-    """
-
-    theta: float | None
-    claimed: tuple[int, ...]
-    pruned: int
-    tuned: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +101,10 @@ def fine_tune(
         (found,) = train(left, training, validation, [member], settings, seed=seed, stage=number, on_epoch=tell)
         again = None if found.diverged is not None else _finite(with_free(left, found.free), training)
         tuned = None if again is None else count_correct(cut(again, again.task), validation)
-        if again is not None and tuned is not None and tuned > pruned:
-            network = put_back(network, again, claims)
         counts = tuple(int(claims[group.name].sum()) for group in network.groups)
         done.append(Round(theta, counts, pruned, tuned))
+        if again is not None and done[-1].better:
+            network = put_back(network, again, claims)
     return FineTuned(network, claims, tuple(done))
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import TypeAdapter
 
 from clnp.forgetting import Point
+from clnp.rounds import Round
 from clnp.usage import Usage
 
 __all__ = [
@@ -15,7 +16,6 @@ __all__ = [
     "CommitRecord",
     "Committed",
     "Failure",
-    "FineTuned",
     "Job",
     "JobResult",
     "Opening",
@@ -171,33 +171,6 @@ Job = StackJob | CommitJob
 
 
 @dataclass(frozen=True, slots=True)
-class FineTuned:
-    """One round of pruning and fine-tuning (Sec. 3.2), right answers counted on the validation split.
-
-    Attributes:
-        theta: The threshold at which the round pruned.
-        claimed: New units that were left, one number a hidden group.
-        pruned: Right answers of what was left, before it was trained again.
-        tuned: After that; None where it ended without finite numbers.
-    """
-
-    theta: float | None
-    claimed: tuple[int, ...]
-    pruned: int
-    tuned: int | None
-
-    @property
-    def better(self) -> bool:
-        """Whether what was trained again is kept."""
-        return self.tuned is not None and self.tuned > self.pruned
-
-    @property
-    def correct(self) -> int:
-        """Right answers of what is kept."""
-        return self.tuned if self.tuned is not None and self.better else self.pruned
-
-
-@dataclass(frozen=True, slots=True)
 class CommitRecord:
     """The durable record of a task.
 
@@ -243,7 +216,7 @@ class CommitRecord:
     started: float
     ended: float
     over_budget: tuple[str, ...] = ()
-    rounds: tuple[FineTuned, ...] = ()
+    rounds: tuple[Round, ...] = ()
 
     @property
     def fingerprint(self) -> str:

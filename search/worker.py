@@ -26,6 +26,7 @@ from clnp.finetuning import fine_tune
 from clnp.growth import widths
 from clnp.network import FREE, Network
 from clnp.ownership import Claims, with_free
+from clnp.rounds import Round
 from clnp.subnetwork import cut, subnetwork
 from clnp.tensors import decode, encode
 from clnp.thresholds import claims_at, staircase
@@ -41,7 +42,6 @@ from search.records import (
     CommitJob,
     CommitRecord,
     Failure,
-    FineTuned,
     Job,
     JobResult,
     Progress,
@@ -322,7 +322,7 @@ class _Commit(_Place):
         )
         return JobResult(commit=record)
 
-    def _prune(self) -> tuple[Network, Score, Usage, tuple[FineTuned, ...]]:
+    def _prune(self) -> tuple[Network, Score, Usage, tuple[Round, ...]]:
         """The committed network, its trained free weights still in place, its score on the validation split, its use by
         the task, and the rounds of fine-tuning.
 
@@ -337,7 +337,7 @@ class _Commit(_Place):
         activity = {name: tensors.pop(_ACTIVITY + name) for name in names}
         network = with_free(self.open(), tensors)
         claims: Claims = claims_at(network, self.order(network, activity), job.point.theta)
-        expected, rounds = (job.point.claimed, job.point.correct), tuple[FineTuned, ...]()
+        expected, rounds = (job.point.claimed, job.point.correct), tuple[Round, ...]()
         if self.experiment.fine_tuning is not None:
             self._compare(claims, count_correct(cut(network, job.task, claims), validation), expected)
             network, claims, rounds = self._fine_tune(network, claims, self.experiment.fine_tuning)
@@ -359,7 +359,7 @@ class _Commit(_Place):
 
     def _fine_tune(
         self, network: Network, claims: Claims, asked: FineTuning
-    ) -> tuple[Network, Claims, tuple[FineTuned, ...]]:
+    ) -> tuple[Network, Claims, tuple[Round, ...]]:
         """What fine-tuning keeps of the winner, pruned (Sec. 3.2)."""
         total = len(self.task.validation)
 
@@ -381,8 +381,7 @@ class _Commit(_Place):
             order=self.order,
             on_epoch=tell,
         )
-        rounds = tuple(FineTuned(one.theta, one.claimed, one.pruned, one.tuned) for one in found.rounds)
-        return found.network, found.claims, rounds
+        return found.network, found.claims, found.rounds
 
     def _measure(self, network: Network, task: int) -> tuple[Score, bool]:
         """A task's score on its test split after the commit, and whether its logits are those from before.

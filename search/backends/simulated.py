@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from clnp.forgetting import Point
+from clnp.rounds import Round
 from clnp.usage import GroupUse, LayerUse, Usage
 from search.backends.base import Backend
 from search.experiment import Experiment
@@ -24,7 +25,6 @@ from search.records import (
     CommitJob,
     CommitRecord,
     Failure,
-    FineTuned,
     Job,
     JobResult,
     Progress,
@@ -308,14 +308,14 @@ def _staircase(experiment: Experiment, correct: int, *seed: object) -> tuple[Poi
     return tuple(points)
 
 
-def _rounds(experiment: Experiment, job: CommitJob) -> tuple[FineTuned, ...]:
+def _rounds(experiment: Experiment, job: CommitJob) -> tuple[Round, ...]:
     """Of fine-tuning: as many as asked for, or until nothing more is pruned; some win back right answers."""
-    asked, rounds = experiment.fine_tuning, list[FineTuned]()
+    asked, rounds = experiment.fine_tuning, list[Round]()
     draw = random.Random(repr(("rounds", experiment.seed + job.replica, job.task, cell_key(job.winner))))
     theta, claimed, pruned = job.point.theta, job.point.claimed, job.point.correct
     for _ in range(0 if asked is None else asked.rounds):
         tuned = None if draw.random() < 0.1 else min(job.score.total, pruned + draw.randint(-3, 6))
-        rounds.append(FineTuned(theta, claimed, pruned, tuned))
+        rounds.append(Round(theta, claimed, pruned, tuned))
         theta = draw.uniform(0.01, 0.1)
         claimed = tuple(min(units, max(1, units - draw.randint(0, 2))) for units in claimed)
         pruned = draw.randint(job.needed, rounds[-1].correct)

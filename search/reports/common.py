@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from search.decisions import free_units
 from search.errors import BadInput
 from search.experiment import Experiment
 from search.records import Cell, CellRecord, CommitRecord, Opening, Provenance, Score
@@ -45,9 +46,8 @@ class Known:
         commits, first = self.commits(replica), self.experiment.outline.widths
         opening = self.opening(replica, len(commits))
         before = commits[-1].widths if commits else first
-        free = commits[-1].free if commits else first
         now = before if opening is None else opening.widths
-        return now, tuple(left + units - was for left, units, was in zip(free, now, before, strict=True))
+        return now, free_units(commits, now)
 
     def opening(self, replica: int, task: int) -> Opening | None:
         return self.history.openings.get((replica, task))

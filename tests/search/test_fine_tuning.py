@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import search.worker
 from clnp.evaluation import logits
 from clnp.forgetting import Point
+from clnp.rounds import Round
 from clnp.subnetwork import subnetwork
 from search.artifacts import Artifacts
 from search.audit import verify
@@ -26,7 +27,7 @@ from search.driver import run_experiment
 from search.errors import Damage
 from search.experiment import Experiment
 from search.memory import MemoryBook
-from search.records import CommitJob, CommitRecord, FineTuned, Job, JobResult, Progress, dump, load
+from search.records import CommitJob, CommitRecord, Job, JobResult, Progress, dump, load
 from search.reports.final import final
 from search.reports.plan import plan
 from search.reports.replay import replay
@@ -165,7 +166,7 @@ def test_a_diverged_round_commits_what_was_pruned(played: Played) -> None:
     wild = experiment(head=played.experiment.head, fine_tuning=chosen, rule=played.experiment.rule.model_dump())
     result = perform(replace(job, experiment=wild.to_json()), played.settings)
     record = bits(result.commit)
-    assert record.rounds == (FineTuned(job.point.theta, job.point.claimed, job.point.correct, None),)
+    assert record.rounds == (Round(job.point.theta, job.point.claimed, job.point.correct, None),)
     assert (record.claimed, record.validation.correct) == (job.point.claimed, job.point.correct)
 
 
@@ -204,8 +205,8 @@ def test_what_fine_tuning_scored_is_what_is_committed(played: Played, monkeypatc
 # ── What is taken in ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def tuned(theta: float | None = 0.1, claimed: tuple[int, ...] = (8, 6), pruned: int = 90, **given: Any) -> FineTuned:
-    return FineTuned(theta, claimed, pruned, given.get("tuned", 93))
+def tuned(theta: float | None = 0.1, claimed: tuple[int, ...] = (8, 6), pruned: int = 90, **given: Any) -> Round:
+    return Round(theta, claimed, pruned, given.get("tuned", 93))
 
 
 def test_the_better_is_kept_and_ties_go_to_before() -> None:
@@ -230,7 +231,7 @@ def test_the_better_is_kept_and_ties_go_to_before() -> None:
     ],
 )
 def test_rounds_that_do_not_hang_together_are_refused(
-    make: Any, rounds: tuple[FineTuned, ...], claimed: tuple[int, ...], asked: int, why: str
+    make: Any, rounds: tuple[Round, ...], claimed: tuple[int, ...], asked: int, why: str
 ) -> None:
     """Promise 2: before anything is written, and by verify."""
     record = replace(make.commit(), point=Point(0.1, 90, (8, 6), 0), needed=89, rounds=rounds, claimed=claimed)
