@@ -5,10 +5,12 @@ from typing import Literal, Protocol
 
 from search.records import CellRecord, CommitRecord, Opening
 
-__all__ = ["Book", "History", "Loss", "Place", "place"]
+__all__ = ["Book", "History", "JobEnd", "Loss", "Place", "place"]
 
 Place = tuple[int, int]
 """A replica and a task, both from 0."""
+
+JobEnd = Literal["done", "lost", "given back", "split"]
 
 
 class Loss(Protocol):
@@ -28,6 +30,7 @@ class History(Protocol):
     """What the database holds of a run, by (replica, task).
 
     Cells are those whose trial is there: the finished ones. Losses are those since the run last stopped for a reason.
+    Splits are the stacks that found no memory, ever.
     """
 
     @property
@@ -38,6 +41,8 @@ class History(Protocol):
     def commits(self) -> Mapping[Place, CommitRecord]: ...
     @property
     def losses(self) -> Sequence[Loss]: ...
+    @property
+    def splits(self) -> Sequence[Loss]: ...
 
 
 class Book(Protocol):
@@ -52,8 +57,9 @@ class Book(Protocol):
     def hand_out(self, kind: Literal["stack", "commit"], replica: int, task: int, cells: tuple[int, ...]) -> int:
         """Open a job's row and give its id."""
 
-    def close_job(self, job: int, state: Literal["done", "lost", "given back"], note: str = "") -> None:
-        """Close it. ``lost`` counts against its cells, ``given back`` does not."""
+    def close_job(self, job: int, state: JobEnd, note: str = "") -> None:
+        """Close it. ``lost`` counts against its cells, ``given back`` does not; of what is ``split`` the halves go
+        out."""
 
     def progress(self, job: int, worker: str, epoch: int, accuracy: float | None) -> None:
         """Note where a job runs and how far it has come."""

@@ -41,7 +41,7 @@ def cells(experiment: Experiment, task: int, first_winner: Cell | None = None) -
 
 
 def stacks(
-    experiment: Experiment, cells: Sequence[Cell], *, workers: int, gpu: bool = False
+    experiment: Experiment, cells: Sequence[Cell], *, workers: int, gpu: bool = False, most: int | None = None
 ) -> tuple[tuple[int, ...], ...]:
     """Which cells, by index, train as one: neighbours in the grid, in stacks whose sizes differ by one at most.
 
@@ -53,6 +53,7 @@ def stacks(
         cells: Those of one task.
         workers: How many workers the run has.
         gpu: Whether ``worker.gpu: auto`` became a GPU.
+        most: Cells that a worker's memory is known to hold, if it is known: no stack is larger.
     """
     wanted, gpus = experiment.worker.cells, experiment.worker.gpu
     on_gpu = gpu if gpus == "auto" else gpus > 0
@@ -62,6 +63,8 @@ def stacks(
         count = len(cells)
     else:
         count = max(math.ceil(workers / experiment.replicas), math.ceil(len(cells) / _MOST))
+    if most is not None:
+        count = max(count, math.ceil(len(cells) / most))
     count = min(count, len(cells))
     bounds = [len(cells) * place // count for place in range(count + 1)]
     return tuple(tuple(cell.index for cell in cells[start:end]) for start, end in itertools.pairwise(bounds))

@@ -4,7 +4,7 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Literal
 
-from search.book import Place
+from search.book import JobEnd, Place
 from search.records import CellRecord, CommitRecord, Opening
 
 __all__ = ["MemoryBook", "MemoryJob"]
@@ -18,7 +18,7 @@ class MemoryJob:
     replica: int
     task: int
     cells: tuple[int, ...]
-    state: Literal["out", "done", "lost", "given back"] = "out"
+    state: Literal["out"] | JobEnd = "out"
     note: str = ""
     epoch: int = 0
 
@@ -54,6 +54,11 @@ class MemoryBook:
         return [job for job_id, job in self.jobs.items() if job.state == "lost" and job_id > self._counted_from]
 
     @property
+    def splits(self) -> list[MemoryJob]:
+        """The stacks that found no memory."""
+        return [job for job in self.jobs.values() if job.state == "split"]
+
+    @property
     def open_jobs(self) -> list[int]:
         return [job_id for job_id, job in self.jobs.items() if job.state == "out"]
 
@@ -85,7 +90,7 @@ class MemoryBook:
         self._on_write("after handing out")
         return job_id
 
-    def close_job(self, job: int, state: Literal["done", "lost", "given back"], note: str = "") -> None:
+    def close_job(self, job: int, state: JobEnd, note: str = "") -> None:
         _require(self.jobs[job].state == "out", f"job {job} is closed already: {self.jobs[job]}")
         self._on_write("before closing")
         self.jobs[job].state, self.jobs[job].note = state, note

@@ -238,12 +238,14 @@ class JobResult:
     Attributes:
         failures: Cell index → why this member raised; the other members' records stand.
         failure: Given instead of records.
+        too_large: Given instead of records: why a stack of several members found no memory.
     """
 
     cells: tuple[CellRecord, ...] = ()
     commit: CommitRecord | None = None
     failures: dict[int, str] = field(default_factory=dict)
     failure: Failure | None = None
+    too_large: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,9 @@ Record = TypeVar("Record")
 STACK_LOSSES = 2
 """How often a stack may be lost before its cells go out one by one."""
 
+Stack = tuple[int, ...]
+"""The cells, by index, that train as one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Open:
@@ -119,6 +122,7 @@ class Replica:
         self._losses = Counter(
             (loss.kind, loss.task, tuple(loss.cells)) for loss in history.losses if loss.replica == index
         )
+        self._splits = {(split.task, tuple(split.cells)) for split in history.splits if split.replica == index}
         self._stopped: Impossible | None = None
         # Losers go before the next task opens: only the last commit's removal can have been cut off.
         self._removed = len(self.commits) - (0 if self.is_open else min(1, len(self.commits)))
@@ -256,6 +260,11 @@ class Replica:
             f"The same command tries again{remedy}"
         )
 
+    def split(self, stack: Stack) -> None:
+        """A stack of the open task found no memory, and the ledger knows: :meth:`next` hands out its halves. The tasks
+        after it form no larger ones."""
+        self._splits.add((self.task, stack))
+
     def stop(self, error: Impossible) -> None:
         """It cannot go on: there is no next step but to take in what is out."""
         self._stopped = error
@@ -303,13 +312,15 @@ class Replica:
     def _open(self) -> Open:
         first = self.commits[0].winner if self.commits else None
         grid = cells(self._experiment, self.task, first)
-        return Open(self.task, grid, stacks(self._experiment, grid, workers=self._workers), self._room()[0])
+        fits = min((len(_halves(stack)[1]) for _, stack in self._splits), default=None)
+        formed = stacks(self._experiment, grid, workers=self._workers, most=fits)
+        return Open(self.task, grid, formed, self._room()[0])
 
     def _waiting(self) -> Iterator[Train]:
         """The stacks, and the cells on their own, that still lack records and are not out."""
         records = self.records[self.task]
         out = {cell for step in self._out.values() if isinstance(step, Train) for cell in step.wanted}
-        for stack in self.openings[self.task].stacks:
+        for stack in self._formed():
             missing = [cell for cell in stack if cell not in records and cell not in out]
             single = [cell for cell in missing if self._goes_alone(cell, stack)]
             together = frozenset(missing).difference(single)
@@ -318,6 +329,16 @@ class Replica:
             for cell in single:
                 if not self._given_up(cell):
                     yield Train(self.task, (cell,), frozenset((cell,)))
+
+    def _formed(self) -> Iterator[Stack]:
+        """The stacks of the open task; of those that found no memory the halves."""
+        left = list(reversed(self.openings[self.task].stacks))
+        while left:
+            stack = left.pop()
+            if (self.task, stack) in self._splits:
+                left += reversed(_halves(stack))
+            else:
+                yield stack
 
     def _goes_alone(self, cell: int, stack: tuple[int, ...]) -> bool:
         return len(stack) == 1 or self._lost_stack(stack) >= STACK_LOSSES or self._lost_stack((cell,)) > 0
@@ -360,6 +381,12 @@ class Replica:
 
     def _losers(self, task: int) -> tuple[str, ...]:
         return losers(self._experiment.keep, self.records[task], self.commits[task])
+
+
+def _halves(stack: Stack) -> tuple[Stack, Stack]:
+    """Of a stack of at least two; the second is the larger one."""
+    middle = len(stack) // 2
+    return stack[:middle], stack[middle:]
 
 
 def _in_order(index: int, what: str, records: Mapping[Place, Record]) -> list[Record]:

@@ -89,12 +89,14 @@ class History:
         cells: Cell index → record, the finished cells only: those that have their trial.
         dropped: Of finished cells, as (replica, task, cell): those whose tensors were given up.
         losses: Since the run last stopped for a reason, oldest first: who continues it then gets fresh retries.
+        splits: The stacks that found no memory and went out in halves, oldest first.
     """
 
     openings: dict[tuple[int, int], Opening]
     cells: dict[tuple[int, int], dict[int, CellRecord]]
     commits: dict[tuple[int, int], CommitRecord]
     losses: list[Loss]
+    splits: list[Loss] = field(default_factory=list)
     dropped: set[tuple[int, int, int]] = field(default_factory=set)
 
 
@@ -135,7 +137,7 @@ def read_history(connection: Connection, run_id: int | None, name: str) -> Histo
     Raises:
         Damage: A row cannot be read.
     """
-    history = History({}, {}, {}, _losses(connection, run_id))
+    history = History({}, {}, {}, _losses(connection, run_id), _splits(connection, run_id))
     for row, where in _rows(connection, Commits, run_id, name):
         history.commits[row.replica, row.task] = read(CommitRecord, row.record, where)
     places = connection.execute(select(Cells.replica, Cells.task).where(Cells.run_id == run_id).distinct())
@@ -193,4 +195,13 @@ def _losses(connection: Connection, run_id: int | None) -> list[Loss]:
         .where(Jobs.run_id == run_id, Jobs.state == "lost", Jobs.attempt_id > stopped.scalar_subquery())
         .order_by(Jobs.id)
     )
-    return [Loss(row.kind, row.replica, row.task, tuple(row.cells)) for row in connection.execute(jobs)]
+    return [_loss(row) for row in connection.execute(jobs)]
+
+
+def _splits(connection: Connection, run_id: int | None) -> list[Loss]:
+    jobs = select(*Jobs.__table__.columns).where(Jobs.run_id == run_id, Jobs.state == "split").order_by(Jobs.id)
+    return [_loss(row) for row in connection.execute(jobs)]
+
+
+def _loss(row: Row[Any]) -> Loss:
+    return Loss(row.kind, row.replica, row.task, tuple(row.cells))

@@ -285,7 +285,9 @@ class Run:
             raise
 
     def _take_in(self, out: _Out, result: JobResult) -> None:
-        if isinstance(out.job, CommitJob):
+        if result.too_large is not None:
+            self._split(out.replica, out.job, result.too_large)
+        elif isinstance(out.job, CommitJob):
             self._take_commit(out.replica, out.job, result.commit)
         else:
             self._take_cells(out.replica, out.job, out.wanted, result)
@@ -314,6 +316,16 @@ class Run:
         self._writer.close_job(job.id, "done")
         for index, reason in reasons.items():
             self._count_loss(replica, "stack", (index,), reason)
+
+    def _split(self, replica: Replica, job: Job, reason: str) -> None:
+        """A stack found no memory: its halves go out. What cannot be halved is lost."""
+        cells = _indices(job)
+        if len(cells) == 1:
+            self._lose(replica, job, reason)
+            return
+        self._writer.close_job(job.id, "split", reason)
+        replica.split(cells)
+        self._tell("stack split", f"{members(cells)}: {reason}", replica.index, replica.task)
 
     def _take_commit(self, replica: Replica, job: CommitJob, record: CommitRecord | None) -> None:
         """Add the commit: the task is finished."""

@@ -12,6 +12,7 @@ EventKind = Literal[
     "cell finished",
     "cell diverged",
     "job lost",
+    "stack split",
     "winner chosen",
     "task committed",
     "replica stopped",

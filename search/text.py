@@ -8,6 +8,7 @@ __all__ = [
     "MANY",
     "clock",
     "duration",
+    "first_line",
     "group_list",
     "members",
     "number",
@@ -22,6 +23,15 @@ __all__ = [
 
 MANY = 6
 """So many groups of units, or layers, still have a column or a number each; more are summed up."""
+
+_LINE = 300
+"""Characters of a reason that a row of a table can hold."""
+
+
+def first_line(text: str) -> str:
+    """The first line of ``text`` that says anything, cut to what a row of a table can hold."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
+    return line if len(line) <= _LINE else f"{line[: _LINE - 1]}…"
 
 
 def percent(share: float) -> str:

@@ -4,6 +4,7 @@ A worker knows no Ray and no database. A job says all it needs, records go back 
 store (Promise 6).
 """
 
+import gc
 import math
 import os
 import platform
@@ -50,7 +51,7 @@ from search.records import (
     StackJob,
 )
 from search.sections import FineTuning, spread
-from search.text import plural
+from search.text import first_line, plural
 from search.versions import describe
 
 __all__ = [
@@ -148,6 +149,18 @@ def worker_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
+def _no_memory(error: RuntimeError | MemoryError) -> bool:
+    # On a CPU torch raises no type of its own.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _release(device: str) -> None:
+    """Give memory back that nothing refers to any more."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
 class _Place:
     """What both kinds of job begin with: the network after the last commit, and the task's data."""
 
@@ -205,17 +218,32 @@ class _Stack(_Place):
         self._best = 0
 
     def run(self) -> JobResult:
-        job, opened = self._job, self.open()
-        members = [Member(cell.alpha, cell.learning_rate) for cell in job.cells]
-        trained = train(
+        opened = self.open()
+        try:
+            trained = self._train(opened)
+        except (RuntimeError, MemoryError) as error:
+            if not _no_memory(error):
+                raise
+            too_large = f"out of memory on {worker_name()}: {first_line(str(error) or type(error).__name__)}"
+        else:
+            return self._records(opened, trained)
+        # Out of the handler: what was raised keeps the tensors of its frames alive.
+        _release(self.device)
+        return JobResult(too_large=too_large)
+
+    def _train(self, opened: Network) -> list[Trained]:
+        return train(
             opened,
             self.task.train,
             self.task.validation,
-            members,
+            [Member(cell.alpha, cell.learning_rate) for cell in self._job.cells],
             _training(self.experiment),
             seed=self.seed,
             on_epoch=self._epoch,
         )
+
+    def _records(self, opened: Network, trained: list[Trained]) -> JobResult:
+        job = self._job
         records: list[CellRecord] = []
         failures: dict[int, str] = {}
         for cell, member in zip(job.cells, trained, strict=True):

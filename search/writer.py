@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn, Self, TypeVar
 from sqlalchemy import Connection, func, insert, select, update
 
 from search.artifacts import Artifacts
+from search.book import JobEnd
 from search.database import Database
 from search.errors import Damage, LeaseLost
 from search.lease import Lease, this_process
@@ -172,8 +173,9 @@ class Writer:
 
         return self._write(work)
 
-    def close_job(self, job: int, state: Literal["done", "lost", "given back"], note: str = "") -> None:
-        """Close a job; a closed one stays as it is. ``lost`` counts against its cells, ``given back`` does not."""
+    def close_job(self, job: int, state: JobEnd, note: str = "") -> None:
+        """Close a job; a closed one stays as it is. ``lost`` counts against its cells, ``given back`` does not; what is
+        ``split`` goes out in halves."""
         self._write(
             lambda connection: connection.execute(
                 update(Jobs)

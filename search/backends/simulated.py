@@ -46,12 +46,14 @@ class Fate:
         lost: Why the worker dies at the end of them, or None.
         raised: Cell index → why this member raises; the others return their records.
         failure: Why it can never succeed, or None.
+        too_large: Why a stack finds no memory, or None.
     """
 
     duration: float = 1.0
     lost: str | None = None
     raised: Mapping[int, str] = field(default_factory=dict)
     failure: Failure | None = None
+    too_large: str | None = None
 
 
 def _always_well(_job: Job, _attempt: int) -> Fate:
@@ -277,6 +279,8 @@ class Simulated(Backend):
             run.lost(job.id, fate.lost)
         elif fate.failure is not None:
             run.take(job.id, JobResult(failure=fate.failure))
+        elif fate.too_large is not None:
+            run.take(job.id, JobResult(too_large=fate.too_large))
         elif isinstance(job, CommitJob):
             run.take(job.id, self.world.commit(job, moment.started, self.time))
         else:

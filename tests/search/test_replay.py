@@ -30,6 +30,7 @@ class Table:
     cells: dict[Place, dict[int, CellRecord]] = field(default_factory=dict)
     commits: dict[Place, CommitRecord] = field(default_factory=dict)
     losses: list[Loss] = field(default_factory=list)
+    splits: list[Loss] = field(default_factory=list)
 
 
 def experiment(replicas: int = 1, count: int = 3, margin: float = 1.0) -> Experiment:

@@ -27,6 +27,7 @@ class Table:
     cells: dict[Place, dict[int, CellRecord]] = field(default_factory=dict)
     commits: dict[Place, CommitRecord] = field(default_factory=dict)
     losses: list["Lost"] = field(default_factory=list)
+    splits: list["Lost"] = field(default_factory=list)
 
 
 @dataclass
@@ -242,6 +243,32 @@ def test_a_stack_lost_twice_falls_into_its_cells() -> None:
     assert all_next(twice) == [Train(0, (1,), frozenset({1})), Train(0, (2, 3), frozenset({2, 3}))]
     once.lost("stack", (0, 1), "gone")
     assert once.next() == Train(0, (0,), frozenset({0}))
+
+
+def test_a_stack_without_memory_goes_out_in_halves() -> None:
+    whole = opening(stacks=((0, 1, 2, 3),))
+    replica = machine(Table({(0, 0): whole}))
+    replica.split((0, 1, 2, 3))
+    halves = [Train(0, (0, 1), frozenset({0, 1})), Train(0, (2, 3), frozenset({2, 3}))]
+    assert all_next(replica) == halves
+    again = machine(Table({(0, 0): whole}, splits=[Lost("stack", 0, 0, (0, 1, 2, 3)), Lost("stack", 0, 0, (2, 3))]))
+    singles = [Train(0, (index,), frozenset({index})) for index in (2, 3)]
+    assert all_next(again) == [halves[0], *singles], "a resumed task forms the same ones (Promise 3)"
+    others = [Lost("stack", 1, 0, (0, 1, 2, 3)), Lost("stack", 0, 1, (0, 1, 2, 3))]
+    assert all_next(machine(Table({(0, 0): whole}, splits=others))) == [Train(0, (0, 1, 2, 3), frozenset(range(4)))]
+
+
+@pytest.mark.parametrize(
+    ("split", "sizes"),
+    [((0, 1, 2, 3), [2, 2]), ((0, 1), [1, 1, 1, 1]), ((0, 1, 2), [2, 2])],
+)
+def test_later_tasks_form_no_stack_that_is_known_to_find_no_memory(split: tuple[int, ...], sizes: list[int]) -> None:
+    table = replace(committed(), splits=[Lost("stack", 0, 0, split)])
+    replica = machine(table, worker={"cells": 4})
+    replica.removed()
+    step = replica.next()
+    assert isinstance(step, Open)
+    assert [len(stack) for stack in step.stacks] == sizes
 
 
 def test_losses_of_other_tasks_and_replicas_do_not_count() -> None:

@@ -117,6 +117,17 @@ def test_losses_are_counted_until_the_run_stops(store: Store, make: Any) -> None
         assert store.history("run").losses == [Loss("commit", 0, 0, (0,))]
 
 
+def test_splits_stay_whatever_ends_the_run(store: Store, make: Any) -> None:
+    """Promise 3: what had to differ is written down, and a resumed task forms the same stacks."""
+    writer = store.take("run", **make.take)
+    writer.close_job(writer.hand_out("stack", 0, 0, (0, 1)), "split", "out of memory")
+    writer.finish("stopped", "lost too often")
+    writer.release("stopped")
+    history = store.history("run")
+    assert history.splits == [Loss("stack", 0, 0, (0, 1))]
+    assert history.losses == []
+
+
 def test_a_cell_counts_once_its_trial_is_there(store: Store, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with store.take("run", **make.take) as writer:
         writer.open_task(make.opening())

@@ -1,7 +1,9 @@
 """What a worker returns, and what it refuses. Real training on the digits, two tasks, both kinds of head."""
 
 import functools
+import json
 import re
+import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -655,3 +657,76 @@ def test_caches_are_bounded(single: Played) -> None:
     perform(single.commit(1), single.settings)
     assert search.building._assembled.cache_info().hits == 1
     assert search.building._task.cache_info().hits == 1
+
+
+LIMITED = """
+import json, resource, sys
+
+import psutil
+
+from search.experiment import Experiment
+from search.records import StackJob
+from search.building import build_sequence
+from search.memory import MemoryBook
+from search.run import Run
+from search.worker import WorkerSettings, perform
+
+chosen = Experiment.model_validate(json.loads(sys.argv[1]))
+settings, book = WorkerSettings(sys.argv[2], None, "cpu", 1), MemoryBook()
+sequence = build_sequence(chosen, 0, None)
+events = []
+run = Run(chosen, book, book, data=lambda _, task: sequence.sha256(task), workers=1, on_event=events.append)
+job = run.next_job()
+room = psutil.Process().memory_info().vms + int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+while job is not None:
+    run.take(job.id, perform(job, settings))
+    job = run.next_job()
+print(json.dumps({
+    "stopped": str(run.stopped),
+    "finished": run.finished,
+    "splits": [[job.cells, job.note] for job in book.splits],
+    "stacks": sorted({record.provenance.stack for record in book.cells.get((0, 0), {}).values()}),
+    "told": [event.text for event in events if event.kind == "stack split"],
+    "losses": [[job.cells, job.note] for job in book.losses],
+}))
+"""
+
+
+def limited(folder: Path, megabytes: int, **changes: Any) -> dict[str, Any]:
+    """A run in a process that may take so much memory beyond what its imports took."""
+    wide = {
+        "tasks": {"count": 1},
+        "model": {"hidden": [4000]},  # a batch's activations are 22 MB a member, each time that a step makes them
+        "grid": {"alpha": [1e-3], "learning_rate": [1e-3 * place for place in range(1, 9)]},
+        "rule": {"margin": 50},
+        "training": {"epochs": 1, "batch_size": 1350},
+        "worker": {"cells": 8, "gpu": 0},
+        "retries": 0,
+    }
+    command = [sys.executable, "-c", LIMITED, json.dumps({**wide, **changes}), str(folder), str(megabytes * 2**20)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_stack_that_finds_no_memory_is_split_and_the_run_goes_on(tmp_path: Path) -> None:
+    """Promise 3: what had to differ is recorded."""
+    found = limited(tmp_path, 400)
+    assert found["finished"], found["stopped"]
+    whole = list(range(8))
+    assert found["splits"][0][0] == whole
+    assert all(re.match(r"out of memory on .*:\d+: .*can't allocate memory", note) for _, note in found["splits"])
+    assert found["told"][0].startswith("cells 0–7: out of memory on ")
+    assert sorted(cell for stack in found["stacks"] for cell in stack) == whole
+    assert max(map(len, found["stacks"])) <= 4
+    assert found["losses"] == []
+
+
+@pytest.mark.slow
+def test_a_single_cell_that_finds_no_memory_is_lost_for_that_reason(tmp_path: Path) -> None:
+    found = limited(tmp_path, 130)
+    assert re.match(r"replica 1, task 1: cell 0 .* was lost once .* because: out of memory on ", found["stopped"])
+    assert [cells for cells, _ in found["losses"]] == [[0]]
+    assert [cells for cells, _ in found["splits"]] == [list(range(8)), [0, 1, 2, 3], [0, 1]]

@@ -14,7 +14,7 @@ from search.backends.simulated import Fate, Simulated, World
 from search.errors import Impossible, Unavailable
 from search.experiment import Experiment
 from search.memory import MemoryBook
-from search.records import CellRecord, CommitJob, CommitRecord, Failure, Job
+from search.records import CellRecord, CommitJob, CommitRecord, Failure, Job, StackJob
 from search.run import Run
 
 EXPERIMENT = Experiment.model_validate(
@@ -195,6 +195,26 @@ def test_stacks_that_fall_apart_pick_the_same_winners(seed: int, workers: int, k
     for place, cells in disk.book.cells.items():
         stacks = {*disk.book.openings[place].stacks, *((index,) for index in cells)}
         assert {record.provenance.stack for record in cells.values()} <= stacks
+
+
+@settings(max_examples=30, deadline=None)
+@given(most=st.integers(1, 5), workers=st.integers(1, 5), kills=st.frozensets(st.integers(1, STEPS), max_size=9))
+def test_stacks_that_find_no_memory_are_split(most: int, workers: int, kills: frozenset[int]) -> None:
+    """Promise 3: killed at any moment, the same stacks train in the end; each task fails once at most for each size."""
+
+    def plan(job: Job, _attempt: int) -> Fate:
+        large = isinstance(job, StackJob) and len(job.cells) > most
+        return Fate(too_large="out of memory") if large else Fate()
+
+    undisturbed_split, disk = Disk(), Disk(kills)
+    assert play(undisturbed_split, plan, workers=1).finished
+    assert play(disk, plan, workers=workers).finished
+    assert records(disk.book) == records(undisturbed_split.book)
+    assert choices(disk.book) == choices(undisturbed().book)
+    trained = {record.provenance.stack for cells in disk.book.cells.values() for record in cells.values()}
+    assert max(map(len, trained)) <= most
+    assert {job.task for job in disk.book.splits} <= {0}, "the tasks after it form no larger ones"
+    assert disk.book.losses == []
 
 
 @settings(max_examples=30, deadline=None)
