@@ -17,9 +17,9 @@ from clnp.seeding import generator
 from clnp.stack import Stack
 from clnp.tasks.task import Split
 
-__all__ = ["Member", "Settings", "Trained", "check_batches", "open_task", "train"]
+__all__ = ["SCORED", "Member", "Settings", "Trained", "check_batches", "open_task", "train"]
 
-_SAMPLES = 1024
+SCORED = 1024
 """Validation samples scored at once; enough to keep a GPU busy, few enough to stay in a CPU's cache."""
 
 
@@ -287,7 +287,7 @@ def _score(stack: Stack, split: Split) -> tuple[Tensor, Tensor]:
     """Each member's right answers, int64 ``[members]``, and whether all its logits are finite, bool ``[members]``."""
     correct = torch.zeros(stack.members, dtype=torch.int64, device=split.x.device)
     finite = torch.ones(stack.members, dtype=torch.bool, device=split.x.device)
-    for x, y in zip(torch.split(split.x, _SAMPLES), torch.split(split.y, _SAMPLES), strict=True):
+    for x, y in zip(torch.split(split.x, SCORED), torch.split(split.y, SCORED), strict=True):
         logits = stack.forward(x)
         correct += (logits.argmax(-1) == y).sum(1)
         finite &= logits.isfinite().flatten(1).all(1)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
-from search.records import CellRecord, CommitRecord, Opening
+from search.records import CellRecord, CommitRecord, JobKind, Memory, Opening
 
 __all__ = ["Book", "History", "JobEnd", "Loss", "Place", "place"]
 
@@ -30,7 +30,7 @@ class History(Protocol):
     """What the database holds of a run, by (replica, task).
 
     Cells are those whose trial is there: the finished ones. Losses are those since the run last stopped for a reason.
-    Splits are the stacks that found no memory, ever.
+    Splits are the stacks that found no memory, ever; memory is what one takes of a GPU, once that was measured.
     """
 
     @property
@@ -43,6 +43,8 @@ class History(Protocol):
     def losses(self) -> Sequence[Loss]: ...
     @property
     def splits(self) -> Sequence[Loss]: ...
+    @property
+    def memory(self) -> Memory | None: ...
 
 
 class Book(Protocol):
@@ -54,7 +56,7 @@ class Book(Protocol):
     def open_task(self, opening: Opening) -> None:
         """Write down a task's cells and stacks."""
 
-    def hand_out(self, kind: Literal["stack", "commit"], replica: int, task: int, cells: tuple[int, ...]) -> int:
+    def hand_out(self, kind: JobKind, replica: int, task: int, cells: tuple[int, ...]) -> int:
         """Open a job's row and give its id."""
 
     def close_job(self, job: int, state: JobEnd, note: str = "") -> None:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from search.records import Cell, CellRecord, CommitJob, CommitRecord, Opening, StackJob
+from search.records import Cell, CellRecord, CommitJob, CommitRecord, Memory, Opening, StackJob
 from search.snapshot import Event, EventKind
-from search.text import MANY, group_list, number, numbers, plural, theta
+from search.text import MANY, group_list, number, numbers, plural, size, theta
 
-__all__ = ["of_cell", "of_commit", "of_opening", "of_winner"]
+__all__ = ["of_cell", "of_commit", "of_memory", "of_opening", "of_winner"]
 
 
 def of_opening(opening: Opening, groups: Sequence[str], before: Sequence[int]) -> Event:
@@ -20,6 +20,15 @@ def of_opening(opening: Opening, groups: Sequence[str], before: Sequence[int]) -
     grown = [each for each in zip(groups, before, opening.widths, strict=True) if each[1] != each[2]]
     text += f", units grown: {_grown(grown)}" if grown else ""
     return Event("task opened", text, opening.replica, opening.task)
+
+
+def of_memory(memory: Memory, members: int, share: float) -> Event:
+    """What a stack takes of a GPU is known."""
+    text = (
+        f"a stack takes {size(memory.fixed)} and {size(memory.member)} a cell; {number(share)} GPU of "
+        f"{size(memory.total)} holds {plural(members, 'cell')}"
+    )
+    return Event("memory measured", text)
 
 
 def of_cell(job: StackJob, record: CellRecord) -> Event:

@@ -5,11 +5,11 @@ import math
 from collections.abc import Sequence
 
 from search.experiment import Experiment
-from search.records import Cell
+from search.records import Cell, Memory
 from search.sections import spread
 from search.text import number
 
-__all__ = ["cells", "expected_share", "stacks", "warnings"]
+__all__ = ["cells", "expected_share", "members_that_fit", "stacks", "warnings"]
 
 _LARGE = 200_000
 """Weights from which a network alone keeps a CPU core busy. Measured on 2 cores: a loop over the members took
@@ -18,6 +18,10 @@ thousand), where a process a core and member was faster than either."""
 
 _MOST = 32
 """Members of a stack that auto forms: a lost worker loses no more, and a GPU's memory holds them."""
+
+
+_USED = 0.9
+"""Of a worker's share of a GPU's memory."""
 
 
 def cells(experiment: Experiment, task: int, first_winner: Cell | None = None) -> tuple[Cell, ...]:
@@ -68,6 +72,15 @@ def stacks(
     count = min(count, len(cells))
     bounds = [len(cells) * place // count for place in range(count + 1)]
     return tuple(tuple(cell.index for cell in cells[start:end]) for start, end in itertools.pairwise(bounds))
+
+
+def members_that_fit(memory: Memory, share: float) -> int:
+    """How many cells train as one stack in a worker's share of a GPU, at least one; a worker uses one GPU at most.
+
+    A tenth stays free: a commit, other tasks' heads and what the allocator cannot use.
+    """
+    room = int(_USED * min(share, 1.0) * memory.total)
+    return max(1, (room - memory.fixed) // memory.member)
 
 
 def expected_share(experiment: Experiment, task: int) -> float:

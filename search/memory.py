@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from search.book import JobEnd, Place
-from search.records import CellRecord, CommitRecord, Opening
+from search.records import CellRecord, CommitRecord, JobKind, Memory, Opening, load
 
 __all__ = ["MemoryBook", "MemoryJob"]
 
@@ -14,7 +14,7 @@ __all__ = ["MemoryBook", "MemoryJob"]
 class MemoryJob:
     """A job's row."""
 
-    kind: Literal["stack", "commit"]
+    kind: JobKind
     replica: int
     task: int
     cells: tuple[int, ...]
@@ -59,6 +59,12 @@ class MemoryBook:
         return [job for job in self.jobs.values() if job.state == "split"]
 
     @property
+    def memory(self) -> Memory | None:
+        """What a stack takes of a GPU, if it was measured."""
+        notes = [job.note for job in self.jobs.values() if (job.kind, job.state) == ("measure", "done")]
+        return load(Memory, notes[-1]) if notes else None
+
+    @property
     def open_jobs(self) -> list[int]:
         return [job_id for job_id, job in self.jobs.items() if job.state == "out"]
 
@@ -81,9 +87,10 @@ class MemoryBook:
         self.cells[place] = {}
         self._on_write("after opening")
 
-    def hand_out(self, kind: Literal["stack", "commit"], replica: int, task: int, cells: tuple[int, ...]) -> int:
+    def hand_out(self, kind: JobKind, replica: int, task: int, cells: tuple[int, ...]) -> int:
         place = (replica, task)
-        _require(place in self.openings and place not in self.commits, f"a job of {place}, which is not open")
+        is_open = place in self.openings and place not in self.commits
+        _require(is_open or kind == "measure", f"a job of {place}, which is not open")
         self._on_write("before handing out")
         job_id = len(self.jobs) + 1
         self.jobs[job_id] = MemoryJob(kind, replica, task, cells)

@@ -17,7 +17,10 @@ __all__ = [
     "Committed",
     "Failure",
     "Job",
+    "JobKind",
     "JobResult",
+    "MeasureJob",
+    "Memory",
     "Opening",
     "Progress",
     "Provenance",
@@ -25,6 +28,7 @@ __all__ = [
     "StackJob",
     "dump",
     "load",
+    "load_job",
 ]
 
 Record = TypeVar("Record")
@@ -167,7 +171,44 @@ class CommitJob:
     kind: Literal["commit"] = "commit"
 
 
-Job = StackJob | CommitJob
+@dataclass(frozen=True, slots=True)
+class MeasureJob:
+    """Find out how much of a GPU's memory a stack takes, before the first one is formed.
+
+    Attributes:
+        cell: The one that is trained for it, in one and in two members.
+    """
+
+    id: int
+    replica: int
+    task: int
+    cell: Cell
+    commits: tuple[Committed, ...]
+    widths: tuple[int, ...]
+    data: str
+    experiment: dict[str, Any]
+    kind: Literal["measure"] = "measure"
+
+
+Job = StackJob | CommitJob | MeasureJob
+
+JobKind = Literal["stack", "commit", "measure"]
+"""The jobs' kinds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a stack takes of a GPU, in bytes: ``fixed + members · member`` of ``total``.
+
+    Attributes:
+        total: What the whole GPU has.
+        device: Where it was measured.
+    """
+
+    fixed: int
+    member: int
+    total: int
+    device: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +280,7 @@ class JobResult:
         failures: Cell index → why this member raised; the other members' records stand.
         failure: Given instead of records.
         too_large: Given instead of records: why a stack of several members found no memory.
+        memory: Of a :class:`MeasureJob`.
     """
 
     cells: tuple[CellRecord, ...] = ()
@@ -246,16 +288,22 @@ class JobResult:
     failures: dict[int, str] = field(default_factory=dict)
     failure: Failure | None = None
     too_large: str | None = None
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a stack has come: epochs done of so many, its best member's validation accuracy, and where it runs."""
+    """How far a stack has come: epochs done of so many, its best member's validation accuracy, and where it runs.
+
+    Attributes:
+        waiting: What it waits for instead of working; empty: nothing.
+    """
 
     worker: str
     epoch: int
     epochs: int
     accuracy: float | None
+    waiting: str = ""
 
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
@@ -281,3 +329,15 @@ def load(kind: type[Record], text: str) -> Record:
     """
     record: Record = _adapter(kind).validate_json(text)
     return record
+
+
+_JOBS: dict[str, type[Job]] = {"stack": StackJob, "commit": CommitJob, "measure": MeasureJob}
+
+
+def load_job(kind: str, text: str) -> Job:
+    """A job of a kind from its JSON.
+
+    Raises:
+        pydantic.ValidationError: The text is not such a job.
+    """
+    return load(_JOBS[kind], text)

@@ -9,7 +9,7 @@ replica goes through its tasks in order, and through these steps in each::
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from clnp.errors import Damaged, NothingToCommit
 from clnp.forgetting import Choice
@@ -19,11 +19,24 @@ from search.errors import Damage, Impossible, Unavailable
 from search.experiment import Experiment
 from search.grid import cells, stacks
 from search.names import cell_key
-from search.records import Cell, CellRecord, CommitJob, CommitRecord, Committed, Job, Opening, Score, StackJob
+from search.records import (
+    Cell,
+    CellRecord,
+    CommitJob,
+    CommitRecord,
+    Committed,
+    Job,
+    JobKind,
+    MeasureJob,
+    Opening,
+    Score,
+    StackJob,
+)
 from search.text import plural, times
 
 __all__ = [
     "Commit",
+    "Measure",
     "Open",
     "Remove",
     "Replica",
@@ -36,6 +49,9 @@ Record = TypeVar("Record")
 
 STACK_LOSSES = 2
 """How often a stack may be lost before its cells go out one by one."""
+
+NOT_CELLS: Mapping[JobKind, str] = {"commit": "the commit", "measure": "the measurement of memory"}
+"""What the jobs are that train no cell of the grid."""
 
 Stack = tuple[int, ...]
 """The cells, by index, that train as one."""
@@ -80,6 +96,16 @@ class Remove:
     artifacts: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Measure what a stack takes of a GPU, before the task opens; ``data`` is the SHA-256 of its data and splits."""
+
+    task: int
+    cell: Cell
+    widths: tuple[int, ...]
+    data: str
+
+
 Step = Open | Train | Commit | Remove
 
 
@@ -118,10 +144,12 @@ class Replica:
         self._resolved = experiment.to_json()
         self._workers = workers
         self._allow_missing = allow_missing
-        self._out: dict[int, Train | Commit] = {}
+        self._out: dict[int, Train | Commit | Measure] = {}
         self._losses = Counter(
             (loss.kind, loss.task, tuple(loss.cells)) for loss in history.losses if loss.replica == index
         )
+        self.fits: int | None = None
+        """Members that a worker's memory holds, once that is known: new tasks form no larger stacks."""
         self._splits = {(split.task, tuple(split.cells)) for split in history.splits if split.replica == index}
         self._stopped: Impossible | None = None
         # Losers go before the next task opens: only the last commit's removal can have been cut off.
@@ -179,13 +207,24 @@ class Replica:
         self.openings.append(opening)
         self.records.append({})
 
-    def hand_out(self, job_id: int, step: Train | Commit) -> Job:
+    def hand_out(self, job_id: int, step: Train | Commit | Measure) -> Job:
         """The step as a job for a worker. It is out until it has :meth:`returned`."""
         self._out[job_id] = step
-        opening = self.openings[step.task]
         commits = tuple(
             Committed(record.task, record.artifact, record.fingerprint, record.widths) for record in self.commits
         )
+        if isinstance(step, Measure):
+            return MeasureJob(
+                id=job_id,
+                replica=self.index,
+                task=step.task,
+                cell=step.cell,
+                commits=commits,
+                widths=step.widths,
+                data=step.data,
+                experiment=self._resolved,
+            )
+        opening = self.openings[step.task]
         if isinstance(step, Train):
             return StackJob(
                 id=job_id,
@@ -233,11 +272,11 @@ class Replica:
         """The losers of the last commit are gone."""
         self._removed = self.task
 
-    def lost(self, kind: Literal["stack", "commit"], cells: tuple[int, ...], reason: str) -> None:
+    def lost(self, kind: JobKind, cells: tuple[int, ...], reason: str) -> None:
         """A job of the open task was lost, and the ledger knows.
 
-        A stack lost twice falls into its cells: :meth:`next` hands them out one by one. A single cell, or a commit, is
-        tried ``retries`` times more. The count is the ledger's, so it outlives a driver that is killed; a run that
+        A stack lost twice falls into its cells: :meth:`next` hands them out one by one. Any other job is tried
+        ``retries`` times more. The count is the ledger's, so it outlives a driver that is killed; a run that
         stopped here and is continued begins a new one.
 
         Raises:
@@ -248,12 +287,12 @@ class Replica:
         may_be_missing = kind == "stack" and (len(cells) > 1 or self._allow_missing)
         if may_be_missing or self._losses[key] <= self._experiment.retries:
             return
-        if kind == "commit":
-            what, remedy = "the commit", ""
-        else:
+        if kind == "stack":
             cell = self.openings[self.task].cells[cells[0]]
             what = f"cell {cell.index} ({cell_key(cell)})"
             remedy = "; --allow-missing commits without such a cell"
+        else:
+            what, remedy = NOT_CELLS[kind], ""
         raise Unavailable(
             f"{place(self.index, self.task)}: {what} was lost {times(self._losses[key])} "
             f"(retries: {self._experiment.retries}), the last time because: {reason.removesuffix('.')}. "
@@ -312,7 +351,8 @@ class Replica:
     def _open(self) -> Open:
         first = self.commits[0].winner if self.commits else None
         grid = cells(self._experiment, self.task, first)
-        fits = min((len(_halves(stack)[1]) for _, stack in self._splits), default=None)
+        known = [] if self.fits is None else [self.fits]
+        fits = min([*known, *(len(_halves(stack)[1]) for _, stack in self._splits)], default=None)
         formed = stacks(self._experiment, grid, workers=self._workers, most=fits)
         return Open(self.task, grid, formed, self._room()[0])
 

@@ -9,8 +9,8 @@ from sqlalchemy import Connection, Row, func, select
 
 from search.ledger import Attempts, Cells, Commits, Jobs, Openings, read
 from search.names import study_name
-from search.records import CellRecord, CommitRecord, Opening
-from search.studies import finished
+from search.records import CellRecord, CommitRecord, JobKind, Memory, Opening
+from search.trials import finished
 
 __all__ = [
     "AttemptRow",
@@ -45,7 +45,7 @@ class JobRow:
     """A job that is handed out, and how far it has come."""
 
     id: int
-    kind: Literal["stack", "commit"]
+    kind: JobKind
     replica: int
     task: int
     cells: tuple[int, ...]
@@ -75,7 +75,7 @@ class AttemptRow:
 class Loss:
     """A job that was lost with its worker."""
 
-    kind: Literal["stack", "commit"]
+    kind: JobKind
     replica: int
     task: int
     cells: tuple[int, ...]
@@ -90,6 +90,7 @@ class History:
         dropped: Of finished cells, as (replica, task, cell): those whose tensors were given up.
         losses: Since the run last stopped for a reason, oldest first: who continues it then gets fresh retries.
         splits: The stacks that found no memory and went out in halves, oldest first.
+        memory: What a stack takes of a GPU, if it was measured.
     """
 
     openings: dict[tuple[int, int], Opening]
@@ -97,6 +98,7 @@ class History:
     commits: dict[tuple[int, int], CommitRecord]
     losses: list[Loss]
     splits: list[Loss] = field(default_factory=list)
+    memory: Memory | None = None
     dropped: set[tuple[int, int, int]] = field(default_factory=set)
 
 
@@ -137,7 +139,8 @@ def read_history(connection: Connection, run_id: int | None, name: str) -> Histo
     Raises:
         Damage: A row cannot be read.
     """
-    history = History({}, {}, {}, _losses(connection, run_id), _splits(connection, run_id))
+    events = _losses(connection, run_id), _splits(connection, run_id), _memory(connection, run_id, name)
+    history = History({}, {}, {}, *events)
     for row, where in _rows(connection, Commits, run_id, name):
         history.commits[row.replica, row.task] = read(CommitRecord, row.record, where)
     places = connection.execute(select(Cells.replica, Cells.task).where(Cells.run_id == run_id).distinct())
@@ -201,6 +204,12 @@ def _losses(connection: Connection, run_id: int | None) -> list[Loss]:
 def _splits(connection: Connection, run_id: int | None) -> list[Loss]:
     jobs = select(*Jobs.__table__.columns).where(Jobs.run_id == run_id, Jobs.state == "split").order_by(Jobs.id)
     return [_loss(row) for row in connection.execute(jobs)]
+
+
+def _memory(connection: Connection, run_id: int | None, name: str) -> Memory | None:
+    measured = select(Jobs.note).where(Jobs.run_id == run_id, Jobs.kind == "measure", Jobs.state == "done")
+    note = connection.execute(measured.order_by(Jobs.id.desc()).limit(1)).scalar()
+    return None if note is None else read(Memory, note, f"run {name}")
 
 
 def _loss(row: Row[Any]) -> Loss:

@@ -5,16 +5,28 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from clnp.errors import DataUnavailable
 from search.book import Book, History, place
 from search.checks import check_cells, check_commit
 from search.errors import BadInput, Damage, Held, Impossible, SearchError
-from search.events import of_cell, of_commit, of_opening, of_winner
+from search.events import of_cell, of_commit, of_memory, of_opening, of_winner
 from search.experiment import Experiment
-from search.records import CommitJob, CommitRecord, Job, JobResult, Opening, Progress, StackJob
-from search.replica import Commit, Open, Remove, Replica, Train
+from search.grid import members_that_fit
+from search.records import (
+    CommitJob,
+    CommitRecord,
+    Job,
+    JobKind,
+    JobResult,
+    MeasureJob,
+    Memory,
+    Opening,
+    Progress,
+    StackJob,
+    dump,
+)
+from search.replica import NOT_CELLS, Commit, Measure, Open, Remove, Replica, Train
 from search.snapshot import Event, EventKind, ReplicaState, RunningJob, Snapshot
 from search.text import members
 
@@ -79,6 +91,10 @@ class Run:
             Replica(index, experiment, history, workers=workers, allow_missing=allow_missing)
             for index in range(experiment.replicas)
         ]
+        wanted = experiment.worker
+        self._share = 0.0 if wanted.gpu == "auto" or wanted.cells != "auto" else float(wanted.gpu)
+        self._memory = history.memory
+        self._fit()
         self._unchecked = {replica.index for replica in self._replicas if replica.is_open}
         self._out: dict[int, _Out] = {}
         self._stopped: SearchError | None = None
@@ -141,21 +157,38 @@ class Run:
             if self._stopped is None and not self._given_back:
                 self._settle()
 
-    def lost(self, job_id: int, reason: str) -> None:
-        """A job's worker died or raised: hand it out again, or stop after too many losses. Ignored if it is not out."""
+    def lost(self, job_id: int, reason: str, *, blame: bool = True) -> None:
+        """A job's worker died or raised: hand it out again, or stop after too many losses. Ignored if it is not out.
+
+        Args:
+            blame: Whether it may have been the job's doing: without, it is not counted.
+        """
         with self._turn():
             out = self._out.pop(job_id, None)
-            if out is not None:
-                out.replica.returned(job_id)
+            if out is None:
+                return
+            out.replica.returned(job_id)
+            if blame:
                 self._lose(out.replica, out.job, reason)
+            else:
+                self._writer.close_job(job_id, "given back", reason)
+                what = NOT_CELLS.get(out.job.kind) or members(_indices(out.job))
+                self._tell("job lost", f"{what}: {reason}; not counted", out.replica.index, out.replica.task)
 
     def progress(self, job_id: int, progress: Progress) -> None:
         """Note how far a job has come. Ignored if it is not out."""
         with self._turn():
             out = self._out.get(job_id)
             if out is not None:
+                self._tell_waiting(progress)
                 out.progress = progress
                 self._writer.progress(job_id, progress.worker, progress.epoch, progress.accuracy)
+
+    def _tell_waiting(self, progress: Progress) -> None:
+        """Once, however many workers wait for the same."""
+        told = (out.progress.waiting for out in self._out.values() if out.progress is not None)
+        if progress.waiting and progress.waiting not in told:
+            self._tell("worker waits", f"{progress.worker}: {progress.waiting}")
 
     def give_back(self) -> None:
         """Close every job that is still out, without blame, and hand out no more."""
@@ -194,7 +227,13 @@ class Run:
                 while self._events:
                     self._on_event(self._events.popleft())
 
-    def _settle(self) -> list[tuple[Replica, Train | Commit]]:
+    def _fit(self) -> None:
+        """How many members a worker's share of a GPU holds is known once it was measured."""
+        if self._share and self._memory is not None:
+            for replica in self._replicas:
+                replica.fits = members_that_fit(self._memory, self._share)
+
+    def _settle(self) -> list[tuple[Replica, Train | Commit | Measure]]:
         """Write what needs no worker (open tasks, remove losers), then say what each replica has for one.
 
         Raises:
@@ -217,19 +256,27 @@ class Run:
             raise errors[0] if len(errors) == 1 else Impossible("\n".join(map(str, errors)))
         return ready
 
-    def _advance(self, replica: Replica) -> Train | Commit | None:
+    def _advance(self, replica: Replica) -> Train | Commit | Measure | None:
         """Write what this replica has before its next job, then give that."""
         if replica.index in self._unchecked:
             self._check_data(replica)
         step = replica.next()
         while isinstance(step, Open | Remove):
             if isinstance(step, Open):
+                if self._share and self._memory is None:
+                    return self._measure(replica, step)
                 self._open_task(replica, step)
             else:
                 self._writer.remove_artifacts(step.artifacts)
                 replica.removed()
             step = replica.next()
         return step
+
+    def _measure(self, replica: Replica, step: Open) -> Measure | None:
+        """Of all replicas one finds out for all of them; the others wait."""
+        if any(isinstance(out.job, MeasureJob) for out in self._out.values()):
+            return None
+        return Measure(step.task, step.cells[0], step.widths, self._hash_data(replica.index, step.task))
 
     def _open_task(self, replica: Replica, step: Open) -> None:
         """Write the opening before any job of the task (Promise 3)."""
@@ -258,9 +305,11 @@ class Run:
         except DataUnavailable as error:
             raise BadInput(f"{place(replica, task)}: {error}") from error
 
-    def _hand_out(self, replica: Replica, step: Train | Commit) -> Job:
+    def _hand_out(self, replica: Replica, step: Train | Commit | Measure) -> Job:
         """Write the job's row, then give the job."""
-        if isinstance(step, Train):
+        if isinstance(step, Measure):
+            job_id = self._writer.hand_out("measure", replica.index, step.task, ())
+        elif isinstance(step, Train):
             job_id = self._writer.hand_out("stack", replica.index, step.task, step.stack)
         else:
             job_id = self._writer.hand_out("commit", replica.index, step.task, (step.winner.index,))
@@ -278,7 +327,7 @@ class Run:
                 raise _ERRORS[result.failure.kind](f"{place(job.replica, job.task)}: {result.failure.text}")
             if isinstance(job, StackJob):
                 check_cells(job, result.cells)
-            elif result.commit is not None:
+            elif isinstance(job, CommitJob) and result.commit is not None:
                 check_commit(job, result.commit, out.replica.commits)
         except SearchError as error:
             self._writer.close_job(job.id, "given back", str(error))
@@ -287,6 +336,8 @@ class Run:
     def _take_in(self, out: _Out, result: JobResult) -> None:
         if result.too_large is not None:
             self._split(out.replica, out.job, result.too_large)
+        elif isinstance(out.job, MeasureJob):
+            self._take_memory(out.replica, out.job, result.memory)
         elif isinstance(out.job, CommitJob):
             self._take_commit(out.replica, out.job, result.commit)
         else:
@@ -327,6 +378,16 @@ class Run:
         replica.split(cells)
         self._tell("stack split", f"{members(cells)}: {reason}", replica.index, replica.task)
 
+    def _take_memory(self, replica: Replica, job: MeasureJob, memory: Memory | None) -> None:
+        """Write down what a stack takes: from now on tasks open."""
+        if memory is None:
+            self._lose(replica, job, "its worker returned no measurement")
+            return
+        self._writer.close_job(job.id, "done", dump(memory))
+        self._memory = memory
+        self._fit()
+        self._queue(of_memory(memory, members_that_fit(memory, self._share), self._share))
+
     def _take_commit(self, replica: Replica, job: CommitJob, record: CommitRecord | None) -> None:
         """Add the commit: the task is finished."""
         if record is None:
@@ -341,10 +402,8 @@ class Run:
         self._writer.close_job(job.id, "lost", reason)
         self._count_loss(replica, job.kind, _indices(job), reason)
 
-    def _count_loss(
-        self, replica: Replica, kind: Literal["stack", "commit"], cells: tuple[int, ...], reason: str
-    ) -> None:
-        what = "the commit" if kind == "commit" else members(cells)
+    def _count_loss(self, replica: Replica, kind: JobKind, cells: tuple[int, ...], reason: str) -> None:
+        what = NOT_CELLS.get(kind) or members(cells)
         self._tell("job lost", f"{what}: {reason}", replica.index, replica.task)
         replica.lost(kind, cells, reason)
 
@@ -370,7 +429,7 @@ class Run:
             self._events.append(event)
 
 
-def _urgency(ready: tuple[Replica, Train | Commit]) -> tuple[bool, tuple[int, int], int]:
+def _urgency(ready: tuple[Replica, Train | Commit | Measure]) -> tuple[bool, tuple[int, int], int]:
     replica, step = ready
     return isinstance(step, Train), replica.reached, replica.index
 
@@ -391,7 +450,9 @@ def _state(replica: Replica, tasks: int) -> ReplicaState:
 
 
 def _indices(job: Job) -> tuple[int, ...]:
-    return (job.winner.index,) if isinstance(job, CommitJob) else tuple(cell.index for cell in job.cells)
+    if isinstance(job, StackJob):
+        return tuple(cell.index for cell in job.cells)
+    return (job.winner.index,) if isinstance(job, CommitJob) else ()
 
 
 def _running(out: _Out) -> RunningJob:
@@ -399,4 +460,11 @@ def _running(out: _Out) -> RunningJob:
     quiet = RunningJob(job.id, job.kind, job.replica, job.task, _indices(job))
     if told is None:
         return quiet
-    return replace(quiet, worker=told.worker, epoch=told.epoch, epochs=told.epochs, accuracy=told.accuracy)
+    return replace(
+        quiet,
+        worker=told.worker,
+        epoch=told.epoch,
+        epochs=told.epochs,
+        accuracy=told.accuracy,
+        waiting=told.waiting,
+    )

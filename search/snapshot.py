@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from search.records import Score
+from search.records import JobKind, Score
 
 __all__ = ["Event", "EventKind", "ReplicaState", "RunningJob", "Snapshot"]
 
@@ -13,6 +13,8 @@ EventKind = Literal[
     "cell diverged",
     "job lost",
     "stack split",
+    "worker waits",
+    "memory measured",
     "winner chosen",
     "task committed",
     "replica stopped",
@@ -44,10 +46,11 @@ class RunningJob:
     Attributes:
         epoch, epochs: Epochs done of so many.
         accuracy: Of its best member on the validation split.
+        waiting: What it waits for instead of working; empty: nothing.
     """
 
     id: int
-    kind: Literal["stack", "commit"]
+    kind: JobKind
     replica: int
     task: int
     cells: tuple[int, ...]
@@ -55,6 +58,7 @@ class RunningJob:
     epoch: int = 0
     epochs: int = 0
     accuracy: float | None = None
+    waiting: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,8 +225,10 @@ def _cells(state: ReplicaState, form: str) -> str:
 
 
 def _what(job: RunningJob) -> str:
-    return "commit" if job.kind == "commit" else members(job.cells)
+    return {"commit": "commit", "measure": "memory"}.get(job.kind) or members(job.cells)
 
 
 def _epoch(job: RunningJob) -> str:
+    if job.waiting:
+        return "waiting"
     return f"epoch {job.epoch} of {job.epochs}" if job.epochs else ""

@@ -24,6 +24,7 @@ from clnp.diagnostics import diagnose
 from clnp.errors import Damaged, DataUnavailable, Diverged, NothingToCommit
 from clnp.evaluation import count_correct, full_width_agrees, full_width_difference, logits
 from clnp.finetuning import fine_tune
+from clnp.footprint import cuda_peak, measure
 from clnp.growth import widths
 from clnp.network import FREE, Network
 from clnp.ownership import Claims, with_free
@@ -45,6 +46,8 @@ from search.records import (
     Failure,
     Job,
     JobResult,
+    MeasureJob,
+    Memory,
     Progress,
     Provenance,
     Score,
@@ -64,6 +67,9 @@ __all__ = [
 
 Report = Callable[[Progress], None]
 
+_PAUSE = 0.5
+"""Seconds between two looks at whether to end, while artifacts are waited for."""
+
 _ACTIVITY = "activity."
 """Begins the names of a trial's entries that hold the mean activity of a group's units."""
 
@@ -73,11 +79,14 @@ class WorkerSettings:
     """Where a worker finds things and what it may use.
 
     Attributes:
-        artifacts: The folder of the run's tensors.
+        artifacts: Where the run's tensors are, prepared: a folder, or ``s3://BUCKET/PREFIX``.
         data_dir: Where data sets lie, or None: where they lie by default.
         device: ``"cpu"`` or ``"cuda"``.
         threads: CPU threads that torch may use. Bits depend on it.
         code: The folders in which a person's own functions are looked for.
+        gpu: Its share of a GPU, or how many: a worker with a share takes no more of the memory.
+        patience: Seconds for which artifacts are tried again while they cannot be reached: what was trained is worth
+            more than the wait.
     """
 
     artifacts: str
@@ -85,6 +94,8 @@ class WorkerSettings:
     device: str
     threads: int
     code: tuple[str, ...] = ()
+    gpu: float = 1.0
+    patience: float = 600.0
 
 
 def perform(job: Job, settings: WorkerSettings, report: Report = lambda _: None) -> JobResult:
@@ -107,6 +118,8 @@ def perform(job: Job, settings: WorkerSettings, report: Report = lambda _: None)
     try:
         if isinstance(job, StackJob):
             return _Stack(job, settings, report).run()
+        if isinstance(job, MeasureJob):
+            return _Measure(job, settings).run()
         return _Commit(job, settings, report).run()
     except (Damaged, Damage) as error:
         return JobResult(failure=Failure("damage", str(error)))
@@ -135,6 +148,9 @@ def configure(settings: WorkerSettings) -> None:
     # Convolutions have a switch of their own, and TF32 keeps three digits.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
+    if settings.device == "cuda" and settings.gpu < 1:
+        # Else one worker's stack would be another's want of memory.
+        torch.cuda.set_per_process_memory_fraction(settings.gpu)
 
 
 def device_name(device: str) -> str:
@@ -147,6 +163,11 @@ def device_name(device: str) -> str:
 def worker_name() -> str:
     """This worker, for people: ``host:pid``."""
     return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def gpu_bytes() -> int:
+    """What the GPU of this process has."""
+    return int(torch.cuda.mem_get_info()[1])
 
 
 def _no_memory(error: RuntimeError | MemoryError) -> bool:
@@ -164,12 +185,14 @@ def _release(device: str) -> None:
 class _Place:
     """What both kinds of job begin with: the network after the last commit, and the task's data."""
 
-    def __init__(self, job: Job, settings: WorkerSettings) -> None:
+    def __init__(self, job: Job, settings: WorkerSettings, report: Report = lambda _: None) -> None:
         self.started = time.time()
         self.experiment = Experiment.from_json(job.experiment)
         self.seed = self.experiment.seed + job.replica
         self.device = settings.device
-        self.artifacts = Artifacts(settings.artifacts)
+        self.artifacts = Artifacts(settings.artifacts, prepared=True, patience=settings.patience, pause=self._pause)
+        self._report = report
+        self._told = Progress(worker_name(), 0, 0, None)
         where = (settings.data_dir, settings.code)
         self.sequence = build_sequence(self.experiment, job.replica, *where)
         # A commit measures the earlier tasks again: on other data their scores would be of something else.
@@ -188,6 +211,18 @@ class _Place:
                 f"the data of task {task + 1} on {worker_name()} are other than the run's: their SHA-256 is {found}, "
                 f"and was {opened} when the task opened; bring the old data back: give this worker the same files"
             )
+
+    def tell(self, progress: Progress) -> None:
+        self._told = progress
+        self._report(progress)
+
+    def _pause(self, seconds: float) -> bool:
+        """While artifacts cannot be reached: say so, and be told to end."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._report(replace(self._told, waiting=self.artifacts.waiting))
+            time.sleep(min(left, _PAUSE))
+        return True
 
     def open(self) -> Network:
         return open_task(self.network, seed=self.seed)
@@ -210,9 +245,8 @@ class _Stack(_Place):
     """Train cells as one stack, then find how far each can be pruned."""
 
     def __init__(self, job: StackJob, settings: WorkerSettings, report: Report) -> None:
-        super().__init__(job, settings)
+        super().__init__(job, settings, report)
         self._job = job
-        self._report = report
         self._total = len(self.task.validation)
         self._majority = int(self.task.validation.y.bincount().max())
         self._best = 0
@@ -260,7 +294,7 @@ class _Stack(_Place):
 
     def _tell(self, epoch: int) -> None:
         epochs = self.experiment.training.epochs
-        self._report(Progress(worker_name(), epoch, epochs, self._best / self._total))
+        self.tell(Progress(worker_name(), epoch, epochs, self._best / self._total))
 
     def _finish(self, opened: Network, cell: Cell, trained: Trained) -> CellRecord:
         """Scan a member, keep its tensors, and say what came of it."""
@@ -299,14 +333,41 @@ class _Stack(_Place):
         )
 
 
+class _Measure(_Place):
+    """Find out how much of the GPU's memory a stack takes."""
+
+    def __init__(self, job: MeasureJob, settings: WorkerSettings) -> None:
+        super().__init__(job, settings)
+        self._job = job
+
+    def run(self) -> JobResult:
+        cell, total, found = self._job.cell, gpu_bytes(), None
+        try:
+            found = measure(
+                self.open(),
+                self.task.train,
+                self.task.validation,
+                Member(cell.alpha, cell.learning_rate),
+                _training(self.experiment),
+                seed=self.seed,
+                peak=cuda_peak,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not _no_memory(error):
+                raise
+        _release(self.device)
+        # Two members do not fit: each cell trains alone.
+        fixed, member = (0, total) if found is None else (found.fixed, found.member)
+        return JobResult(memory=Memory(fixed, member, total, device_name(self.device)))
+
+
 class _Commit(_Place):
     """Prune the winner at its threshold, fine-tune what is left where that is asked for, claim, freeze, and measure
     every task again (Promises 1 and 2)."""
 
     def __init__(self, job: CommitJob, settings: WorkerSettings, report: Report) -> None:
-        super().__init__(job, settings)
+        super().__init__(job, settings, report)
         self._job = job
-        self._report = report
 
     def run(self) -> JobResult:
         job = self._job
@@ -393,7 +454,7 @@ class _Commit(_Place):
 
         def tell(number: int, epoch: int, correct: int) -> None:
             done = (number - 1) * asked.epochs + epoch
-            self._report(Progress(worker_name(), done, asked.rounds * asked.epochs, correct / total))
+            self.tell(Progress(worker_name(), done, asked.rounds * asked.epochs, correct / total))
 
         found = fine_tune(
             network,

@@ -14,20 +14,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
+from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from search.backends.nodes import Nodes
 from search.backends.reasons import first_line
-from search.records import CommitJob, Job, Progress, StackJob, dump, load
+from search.machine import Pool
+from search.records import Job, Progress, dump, load, load_job
 from search.worker import WorkerSettings, perform
 
 __all__ = ["Delivery", "Ended", "Exchange", "Jobs", "Parking", "Progressed", "Returned", "work"]
 
 _LOOK = 0.05
 """Seconds that Tune's loop waits for a job while a worker is idle. Its own pause between looks is 0.1."""
+
+_NODE_DIED = ("node has died", "node is dead", "node was terminated")
+"""What Ray says of a worker that went with its node, in any of its versions' words."""
 
 _REPORT = 2.0
 """Seconds between a job's reports: each stops the training until Tune has seen it."""
@@ -51,10 +58,11 @@ class Progressed:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A job whose worker died or raised."""
+    """A job whose worker died or raised; ``blame``: it may have been the job's doing."""
 
     job: int
     reason: str
+    blame: bool = True
 
 
 class Exchange:
@@ -130,11 +138,25 @@ class Parking(_Unpickled, TrialScheduler):
     So a trial that has returned its result is parked: it stays as it is, its worker waiting. A new trial takes over
     the worker of one that is parked, one in each step of Tune's loop, since Tune's own cache holds one; where none is
     parked it gets a new worker.
+
+    On a cluster new workers are asked for on the nodes that may be used at that moment. When one of these goes, what is
+    parked there is dropped, and trials that wait for a worker, there perhaps, end: their jobs go out again.
+
+    Args:
+        pool: What a worker has.
+        nodes: Of a cluster; None: a Ray of our own.
     """
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, pool: Pool | None = None, nodes: Nodes | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.withdrawn: set[str] = set()
+        """Trials that ended before they had a worker."""
         self._exchange = exchange
+        self._pool = pool
+        self._nodes = nodes
+        self._gone: frozenset[str] = frozenset()
+        self._node_of: dict[Trial, str] = {}
+        self._waiting: set[Trial] = set()
         self._parked: deque[Trial] = deque()
         self._waking: Trial | None = None
 
@@ -146,8 +168,16 @@ class Parking(_Unpickled, TrialScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         if self._parked:
             self._waking = self._parked.popleft()
+        if self._nodes is None:
+            return
+        self._waiting.add(trial)
+        # Tune hands a worker on between equal requests alone.
+        passed_on = None if self._waking is None else self._waking.placement_group_factory
+        trial.update_resources(passed_on or self._request(self._nodes))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if "node" in result:
+            self._node_of[trial] = result["node"]
         if "result" not in result:
             return str(TrialScheduler.CONTINUE)
         self._parked.append(trial)
@@ -155,32 +185,64 @@ class Parking(_Unpickled, TrialScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """Called once a step, before Tune looks for the workers of new trials."""
+        if self._nodes is not None and self._nodes.gone != self._gone:
+            self._gone = self._nodes.gone
+            self._clear(tune_controller)
         if self._waking is not None:
             tune_controller.stop_trial(self._waking)
+            self._node_of.pop(self._waking, None)
             self._waking = None
         while self._exchange.over.is_set() and self._parked:
             tune_controller.stop_trial(self._parked.popleft())
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Nothing: its worker is gone, and was not parked."""
+        """Its worker is gone, and was not parked."""
+        self._node_of.pop(trial, None)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """Nothing: only parked trials complete."""
 
     def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
-        """Nothing: no trial is removed before it ran."""
+        """Nothing: what is removed before it ran is in :attr:`withdrawn`."""
 
     def debug_string(self) -> str:
         return "Keeping the workers of finished jobs for the next ones."
+
+    def _request(self, nodes: Nodes) -> tune.PlacementGroupFactory:
+        """A new worker's, on the nodes that may be used now."""
+        if self._pool is None:
+            raise RuntimeError("nodes come with a pool")
+        bundle = {"CPU": self._pool.cpu} | ({"GPU": self._pool.gpu} if self._pool.gpu else {})
+        among = f"in({','.join(nodes.usable)})"
+        return tune.PlacementGroupFactory([bundle], bundle_label_selector=[{"ray.io/node-id": among}])
+
+    def _clear(self, tune_controller: Any) -> None:
+        """Drop what is parked on nodes that went, and end what waits for a worker."""
+        for trial in [*self._parked, *([self._waking] if self._waking else [])]:
+            if self._node_of.get(trial) in self._gone:
+                # Not stop_trial, which would hand the dead worker on. This frees what Ray reserves elsewhere for it.
+                tune_controller._process_trial_failure(trial, exception=TuneError("its node is gone"))
+                if trial is self._waking:
+                    self._waking = None
+                else:
+                    self._parked.remove(trial)
+        for trial in self._waiting:
+            if trial.status == Trial.PENDING:
+                self.withdrawn.add(trial.trial_id)
+                tune_controller.stop_trial(trial)
+                if trial in tune_controller._staged_trials:
+                    tune_controller._unstage_trial_with_resources(trial)
+        self._waiting.clear()
 
 
 class Delivery(_Unpickled, TrialProgressCallback):
     """Passes results, progress and errors on. It stands in for Tune's own callback, which prints."""
 
-    def __init__(self, exchange: Exchange, jobs: Jobs) -> None:
+    def __init__(self, exchange: Exchange, jobs: Jobs, parking: Parking) -> None:
         super().__init__()
         self._events = exchange.events
         self._jobs = jobs
+        self._parking = parking
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -198,11 +260,15 @@ class Delivery(_Unpickled, TrialProgressCallback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         job = self._jobs.of.pop(trial.trial_id, None)
         if job is not None:
-            self._events.put(Ended(job, _why(trial)))
+            why = _why(trial)
+            self._events.put(Ended(job, why, blame=not any(said in why for said in _NODE_DIED)))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         job = self._jobs.of.pop(trial.trial_id, None)
-        if job is not None:
+        if job is not None and trial.trial_id in self._parking.withdrawn:
+            self._parking.withdrawn.discard(trial.trial_id)
+            self._events.put(Ended(job, "a node went before it had a worker", blame=False))
+        elif job is not None:
             # Too late to matter for a job whose result was returned before.
             self._events.put(Ended(job, "its worker ended without a result"))
 
@@ -225,14 +291,15 @@ def _why(trial: Trial) -> str:
 def work(config: dict[str, Any]) -> None:
     """A Tune trial: do one job and report its result. Runs in a worker process."""
     text = config["job"]
-    job = load(StackJob, text) if config["kind"] == "stack" else load(CommitJob, text)
+    job = load_job(config["kind"], text)
     settings = load(WorkerSettings, config["settings"])
+    node = ray.get_runtime_context().get_node_id()
     last = 0.0
 
     def report(progress: Progress) -> None:
         nonlocal last
         if time.monotonic() - last >= _REPORT:
             last = time.monotonic()
-            tune.report({"progress": dump(progress)})
+            tune.report({"progress": dump(progress), "node": node})
 
-    tune.report({"result": dump(perform(job, settings, report))})
+    tune.report({"result": dump(perform(job, settings, report)), "node": node})

@@ -27,6 +27,8 @@ from search.records import (
     Failure,
     Job,
     JobResult,
+    MeasureJob,
+    Memory,
     Progress,
     Provenance,
     Score,
@@ -68,6 +70,9 @@ def _never_full(_job: StackJob) -> bool:
     return False
 
 
+_ROOMY = Memory(fixed=2**30, member=2**28, total=80 * 2**30, device="simulated")
+
+
 class World:
     """Makes up what workers find, and stands for the artifact store: a resumed simulation needs the same one.
 
@@ -79,6 +84,7 @@ class World:
         classes: The most frequent class has ``total // classes`` of them.
         diverges: Whether a cell of a job diverges.
         fills: Whether the cells of a job claim every unit that is left of the group that the head reads.
+        memory: What a stack takes of a GPU.
 
     Attributes:
         artifacts: SHA-256 of what was written → units left free by it, where it is a commit's. Remove one to lose it.
@@ -91,7 +97,9 @@ class World:
         classes: int = 10,
         diverges: Callable[[StackJob, Cell], bool] = _never,
         fills: Callable[[StackJob], bool] = _never_full,
+        memory: Memory = _ROOMY,
     ) -> None:
+        self.memory = memory
         self.artifacts: dict[str, tuple[int, ...]] = {}
         self._total = total
         self._majority = total // classes
@@ -255,7 +263,7 @@ class Simulated(Backend):
                 raise RuntimeError("the run hands out nothing, and no job is with a worker: it can never end")
 
     def _start(self, job: Job) -> None:
-        cells = (job.winner,) if isinstance(job, CommitJob) else job.cells
+        cells = job.cells if isinstance(job, StackJob) else (job.cell if isinstance(job, MeasureJob) else job.winner,)
         attempt = (job.kind, job.replica, job.task, cells)
         fate = self._plan(job, self._attempts[attempt])
         self._attempts[attempt] += 1
@@ -281,6 +289,8 @@ class Simulated(Backend):
             run.take(job.id, JobResult(failure=fate.failure))
         elif fate.too_large is not None:
             run.take(job.id, JobResult(too_large=fate.too_large))
+        elif isinstance(job, MeasureJob):
+            run.take(job.id, JobResult(memory=self.world.memory))
         elif isinstance(job, CommitJob):
             run.take(job.id, self.world.commit(job, moment.started, self.time))
         else:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import clnp.commit
+import clnp.footprint
 import search.building
 import search.worker
 from clnp.activity import mean_activity
@@ -25,10 +26,10 @@ from clnp.tensors import decode, encode
 from clnp.thresholds import curve
 from clnp.training import open_task, train
 from search.artifacts import Artifacts
-from search.building import assemble, build_sequence, forget
+from search.building import assemble, assembled, build_sequence, forget
 from search.experiment import Experiment
 from search.memory import MemoryBook
-from search.records import CellRecord, CommitJob, Committed, Job, JobResult, Progress, StackJob
+from search.records import CellRecord, CommitJob, Committed, Job, JobResult, MeasureJob, Progress, StackJob
 from search.run import Run
 from search.worker import WorkerSettings, perform
 
@@ -76,6 +77,7 @@ def play(head: str, folder: Path) -> Played:
 
 
 def perform_all(chosen: Experiment, folder: Path) -> Played:
+    folder.mkdir(exist_ok=True)
     settings = WorkerSettings(str(folder), None, "cpu", 1)
     book = MemoryBook()
     sequence = build_sequence(chosen, 0, None)
@@ -627,7 +629,9 @@ def test_own_code_changes_no_setting_of_torch(tmp_path: Path, monkeypatch: pytes
             return train(*arguments, **named)
 
         monkeypatch.setattr(search.worker, "train", spy)
-        settings = WorkerSettings(str(tmp_path / f"tensors {name}"), None, "cpu", 1, code)
+        tensors = tmp_path / f"tensors {name}"
+        tensors.mkdir()
+        settings = WorkerSettings(str(tensors), None, "cpu", 1, code)
         for _ in range(2):
             job = run.next_job()
             assert job is not None, run.stopped
@@ -649,14 +653,21 @@ def test_what_ran_before_the_worker_changes_no_setting_either(single: Played) ->
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_caches_are_bounded(single: Played) -> None:
-    caches = (search.building._sequence, search.building._task, search.building._assembled, search.building._network)
-    for cached in caches:
+get = Artifacts.get
+
+
+def test_caches_are_bounded(single: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for cached in (search.building._sequence, search.building._task, search.building._network):
         assert cached.cache_info().maxsize is not None
+    read = []
+    monkeypatch.setattr(Artifacts, "get", lambda *given, **named: (read.append(given), get(*given, **named))[1])
     perform(single.stack(1), single.settings)
     perform(single.commit(1), single.settings)
-    assert search.building._assembled.cache_info().hits == 1
+    assert len(read) == 2, "the commit before is read once; the other is the winner"
     assert search.building._task.cache_info().hits == 1
+    for index in range(6):
+        assembled(single.experiment, (), Artifacts(str(tmp_path / str(index))))
+    assert len(search.building._ASSEMBLED) == 4
 
 
 LIMITED = """
@@ -730,3 +741,60 @@ def test_a_single_cell_that_finds_no_memory_is_lost_for_that_reason(tmp_path: Pa
     assert re.match(r"replica 1, task 1: cell 0 .* was lost once .* because: out of memory on ", found["stopped"])
     assert [cells for cells, _ in found["losses"]] == [[0]]
     assert [cells for cells, _ in found["splits"]] == [list(range(8)), [0, 1, 2, 3], [0, 1]]
+
+
+def test_memory_is_measured_for_the_stacks_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU; here in its place a gauge that counts what is trained."""
+    trained: list[int] = []
+
+    def gauge(work: Any) -> int:
+        work()
+        return 1000 + 300 * trained[-1]
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        trained.append(len(arguments[3]))
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(clnp.footprint, "train", counted)
+    monkeypatch.setattr(search.worker, "cuda_peak", gauge)
+    monkeypatch.setattr(search.worker, "gpu_bytes", lambda: 9_000_000)
+    chosen, settings, book = (
+        experiment(worker={"gpu": 0.5}),
+        WorkerSettings(str(tmp_path), None, "cpu", 1),
+        MemoryBook(),
+    )
+    sequence = build_sequence(chosen, 0, None)
+    run = Run(chosen, book, book, data=lambda _, task: sequence.sha256(task), workers=1)
+    job = run.next_job()
+    assert isinstance(job, MeasureJob)
+    assert run.next_job() is None, "no task opens before its stacks can be formed"
+    result = perform(job, settings)
+    assert trained == [1, 1, 2]
+    assert result.memory is not None
+    assert (result.memory.member, result.memory.total) == (300, 9_000_000)
+    rest = sequence.task(0)
+    data = sum(part.x.nbytes + part.y.nbytes for part in (rest.train, rest.validation))
+    assert 1000 < result.memory.fixed < 1000 + data
+    run.take(job.id, result)
+    assert book.memory == result.memory
+    assert isinstance(run.next_job(), StackJob)
+
+
+def test_where_two_members_find_no_memory_each_cell_trains_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Any) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(search.worker, "cuda_peak", full)
+    monkeypatch.setattr(search.worker, "gpu_bytes", lambda: 9_000_000)
+    settings, book = WorkerSettings(str(tmp_path), None, "cpu", 1), MemoryBook()
+    chosen = experiment(worker={"gpu": 1})
+    sequence = build_sequence(chosen, 0, None)
+    run = Run(chosen, book, book, data=lambda _, task: sequence.sha256(task), workers=1)
+    job = run.next_job()
+    assert job is not None
+    run.take(job.id, perform(job, settings))
+    stack = run.next_job()
+    assert isinstance(stack, StackJob)
+    assert len(stack.cells) == 1

@@ -14,8 +14,9 @@ from search.backends.simulated import Fate, Simulated, World
 from search.errors import Impossible, Unavailable
 from search.experiment import Experiment
 from search.memory import MemoryBook
-from search.records import CellRecord, CommitJob, CommitRecord, Failure, Job, StackJob
+from search.records import CellRecord, CommitJob, CommitRecord, Failure, Job, Memory, StackJob
 from search.run import Run
+from search.sections import Worker
 
 EXPERIMENT = Experiment.model_validate(
     {
@@ -215,6 +216,30 @@ def test_stacks_that_find_no_memory_are_split(most: int, workers: int, kills: fr
     assert max(map(len, trained)) <= most
     assert {job.task for job in disk.book.splits} <= {0}, "the tasks after it form no larger ones"
     assert disk.book.losses == []
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    holds=st.integers(1, 9),
+    share=st.sampled_from([0.25, 1, 2]),
+    workers=st.integers(1, 5),
+    kills=st.frozensets(st.integers(1, STEPS), max_size=9),
+)
+def test_memory_is_measured_once_and_stacks_fit_it(
+    holds: int, share: float, workers: int, kills: frozenset[int]
+) -> None:
+    """Promise 3: killed at any moment, the memory is known from the ledger and the same stacks form."""
+    room = int(0.9 * min(share, 1) * 10**9)
+    memory = Memory(fixed=room % holds, member=room // holds, total=10**9, device="simulated")
+    disk = Disk(kills, world=World(memory=memory))
+    shared = EXPERIMENT.model_copy(update={"worker": Worker(gpu=share)})
+    assert play(disk, workers=workers, experiment=shared).finished
+    trained = {record.provenance.stack for cells in disk.book.cells.values() for record in cells.values()}
+    assert max(map(len, trained)) <= holds
+    assert all(len(opening.stacks) >= -(-len(opening.cells) // holds) for opening in disk.book.openings.values())
+    measured = [job for job in disk.book.jobs.values() if job.kind == "measure"]
+    assert [job.state for job in measured].count("done") == 1
+    assert disk.book.memory == memory
 
 
 @settings(max_examples=30, deadline=None)

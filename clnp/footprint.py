@@ -1,0 +1,86 @@
+"""How much memory a stack takes, measured once: what does not depend on its members, and what each of them adds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from clnp.network import Network
+from clnp.tasks.task import Split
+from clnp.training import SCORED, Member, Settings, train
+
+__all__ = ["Footprint", "cuda_peak", "measure"]
+
+Peak = Callable[[Callable[[], object]], int]
+"""Runs something, and says how many bytes were in use at most meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes that training a stack takes: ``fixed + members · member``.
+
+    Attributes:
+        fixed: Data and network.
+        member: What each member adds: its parameters, gradients and optimizer state, and its share of a step.
+    """
+
+    fixed: int
+    member: int
+
+
+def cuda_peak(work: Callable[[], object]) -> int:
+    """The most bytes that tensors of this process held on the CUDA device while ``work`` ran."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()
+
+
+def measure(
+    network: Network,
+    train_split: Split,
+    validation: Split,
+    member: Member,
+    settings: Settings,
+    *,
+    seed: int,
+    peak: Peak = cuda_peak,
+) -> Footprint:
+    """Train one member, then two, for two steps on full batches and a scoring on one; the difference is a member's.
+
+    The rest of both splits, which lies on the device while a stack trains, is added by its size.
+
+    Args:
+        network: An opened network on the device, see :func:`clnp.training.open_task`. It is not changed.
+        train_split: The task's training split; ``x`` is ``[n, *shape]``.
+        validation: Its validation split.
+        member: Any cell of the grid.
+        settings: How the stack will be trained; one epoch is.
+        seed: Of the replica.
+        peak: Measures; of CUDA's memory.
+
+    Raises:
+        RuntimeError: Not even two members fit (``torch.OutOfMemoryError`` on a GPU).
+    """
+    # Two: the first step's gradients live while the second begins.
+    batch, scored = _first(train_split, 2 * settings.batch_size), _first(validation, SCORED)
+    once = replace(settings, epochs=1)
+
+    def run(members: int) -> int:
+        return peak(lambda: train(network, batch, scored, [member] * members, once, seed=seed))
+
+    run(1)  # what libraries load and keep with their first kernels counts for no member
+    one, two = run(1), run(2)
+    rest = _bytes(network, train_split) + _bytes(network, validation) - _bytes(network, batch) - _bytes(network, scored)
+    return Footprint(2 * one - two + rest, two - one)
+
+
+def _first(split: Split, samples: int) -> Split:
+    return Split(split.x[:samples], split.y[:samples])
+
+
+def _bytes(network: Network, split: Split) -> int:
+    """As it lies on the device."""
+    return split.x.numel() * network.dtype.itemsize + split.y.numel() * split.y.element_size()
