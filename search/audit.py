@@ -11,9 +11,8 @@ from clnp.network import Network
 from clnp.subnetwork import subnetwork
 from clnp.tasks.task import Sequence
 from clnp.tensors import decode
-from search.artifacts import Artifacts
 from search.book import place
-from search.building import build_network, build_sequence, data_sha256, grown
+from search.building import build_network, build_sequence, data_sha256, grown, without_commit
 from search.checks import unsound_rounds
 from search.decisions import exceeded, losers, pick_winner
 from search.errors import BadInput, Damage
@@ -53,7 +52,7 @@ def verify(
     found = data_sha256(known.experiment, data_dir, folders(known.experiment.code))
     if found != known.row.data:
         raise BadInput(f"the data are other than the run's: their SHA-256 is {found}, and was {known.row.data}")
-    audit = _Audit(known, data_dir, note)
+    audit = _Audit(store, known, data_dir, note)
     audit.hash_artifacts()
     for replica in known.replicas:
         audit.replay_commits(replica)
@@ -63,11 +62,11 @@ def verify(
 class _Audit:
     """What was found so far."""
 
-    def __init__(self, known: Known, data_dir: str | None, note: Callable[[str], None]) -> None:
+    def __init__(self, store: Store, known: Known, data_dir: str | None, note: Callable[[str], None]) -> None:
         self._known = known
         self._where = (data_dir, folders(known.experiment.code))
         self._note = note
-        self._artifacts = Artifacts(known.row.artifacts)
+        self._artifacts = store.open_artifacts(known.row.artifacts)
         self._problems: list[str] = []
         self._elsewhere: list[str] = []
         self._hashed = self._restored = self._fingerprints = self._scores = 0
@@ -157,7 +156,7 @@ class _Audit:
                 if record.artifact and record.artifact not in gone:
                     needed[record.artifact] = f"{place(replica, task)}, the tensors of cell {index}", recovery
         for (replica, task), commit in sorted(self._known.history.commits.items()):
-            needed[commit.artifact] = f"{place(replica, task)}, the tensors of the commit", _of_commit(task)
+            needed[commit.artifact] = f"{place(replica, task)}, the tensors of the commit", without_commit(task)
         return needed
 
     def _of_open_task(self, replica: int, task: int) -> str:
@@ -259,16 +258,6 @@ class _Audit:
                     f"{place(replica, task)}: the whole network answers otherwise than the task's sub-network: a "
                     f"connection into it is not severed"
                 )
-
-
-def _of_commit(task: int) -> str:
-    needs = "Every task of this replica needs it"
-    if task:
-        needs = f"Tasks 1 to {task} of this replica are whole without it, task {task + 1} and all later ones need it"
-    return (
-        f"{needs}. Scores, staircases and winners are in the database: status, show and replay work. Without a copy "
-        "the tensors come back only by training again: clnp-search run ... --name NEW"
-    )
 
 
 def _after(record: CommitRecord, task: int) -> str:

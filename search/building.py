@@ -21,7 +21,7 @@ from clnp.tensors import decode
 from clnp.training import check_batches
 from search import own_code, sections
 from search.artifacts import Artifacts
-from search.errors import BadInput
+from search.errors import BadInput, Damage
 from search.experiment import Experiment
 from search.outline import GroupSize, LayerSize, Outline, architecture_of
 from search.own_tasks import guarded
@@ -37,6 +37,7 @@ __all__ = [
     "forget",
     "grown",
     "resolve",
+    "without_commit",
 ]
 
 _WIDEST = 100
@@ -174,7 +175,7 @@ def assemble(
     network = build_network(experiment, code)
     for committed in commits:
         network = grown(network, committed.widths)
-        restore(network, decode(artifacts.get(committed.artifact)))
+        restore(network, decode(_commit_of(committed, artifacts)))
         found = fingerprint(network, committed.task)
         if found != committed.fingerprint:
             raise Damaged(
@@ -184,11 +185,35 @@ def assemble(
     return network
 
 
+def _commit_of(committed: Committed, artifacts: Artifacts) -> bytes:
+    try:
+        return artifacts.get(committed.artifact, recovery=without_commit(committed.task))
+    except Damage as error:
+        raise Damage(f"the tensors of the commit of task {committed.task + 1}: {error}") from None
+
+
+def without_commit(task: int) -> str:
+    """What is whole without the tensors of a commit, and how they come back where there is no copy."""
+    needs = "Every task of this replica needs it"
+    if task:
+        needs = f"Tasks 1 to {task} of this replica are whole without it, task {task + 1} and all later ones need it"
+    return (
+        f"{needs}. Scores, staircases and winners are in the database: status, show and replay work. Without a copy "
+        "the tensors come back only by training again: clnp-search run ... --name NEW"
+    )
+
+
 def assembled(
     experiment: Experiment, commits: Sequence[Committed], artifacts: Artifacts, code: Sequence[str] = ()
 ) -> Network:
     """As :func:`assemble`, kept for who asks next: copy it before it is changed."""
-    return _assembled(_Key(experiment), tuple(commits), artifacts.location, tuple(code))
+    key = (_Key(experiment), tuple(commits), artifacts.location, tuple(code))
+    if key not in _ASSEMBLED:
+        network = assemble(experiment, commits, artifacts, code)
+        while len(_ASSEMBLED) >= _KEPT:
+            del _ASSEMBLED[next(iter(_ASSEMBLED))]
+        _ASSEMBLED[key] = network
+    return _ASSEMBLED[key]
 
 
 def grown(network: Network, widths: Sequence[int]) -> Network:
@@ -206,8 +231,9 @@ def grown(network: Network, widths: Sequence[int]) -> Network:
 
 def forget() -> None:
     """Drop what is kept: networks, tasks and their data."""
-    for cached in (_network, _sequence, _task, _assembled):
+    for cached in (_network, _sequence, _task):
         cached.cache_clear()
+    _ASSEMBLED.clear()
 
 
 def _which(
@@ -283,7 +309,6 @@ class _Key:
     """An experiment as a key: equal where the network before its first task is the same."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
         self._same = (experiment.model.model_dump_json(), experiment.outline.architecture, experiment.head)
 
     def __eq__(self, other: object) -> bool:
@@ -293,9 +318,10 @@ class _Key:
         return hash(self._same)
 
 
-@lru_cache(maxsize=4)
-def _assembled(key: _Key, commits: tuple[Committed, ...], artifacts: str, code: tuple[str, ...]) -> Network:
-    return assemble(key.experiment, commits, Artifacts(artifacts), code)
+_KEPT = 4
+
+_ASSEMBLED: dict[tuple[_Key, tuple[Committed, ...], str, tuple[str, ...]], Network] = {}
+"""Without the artifacts that they were read from: these refer to a job."""
 
 
 def _outline(network: Network, shape: tuple[int, ...], classes: int, train: int, validation: int) -> Outline:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from clnp.errors import Damaged, DataUnavailable, NothingToCommit, UnsupportedNetwork
-from search.errors import BadInput, Damage, Impossible, SearchError
+from search.errors import BadInput, Damage, Impossible, SearchError, Unavailable
 from search.options import DEFAULT_STORAGE, STORAGE_VARIABLE, read_options
 
 if TYPE_CHECKING:
     from search.experiment import Experiment
+    from search.machine import Node
     from search.store import Store
 
 __all__ = ["main"]
@@ -88,13 +89,23 @@ def _plan(options: argparse.Namespace) -> int:
         _print_resolved(options, experiment)
         return 0
     name = options.name or experiment.name
+    nodes = _nodes(options.address)
     store = _existing(options)
     if store is None:
         experiment = _forked(options, None, experiment, name)
-        return _print(options, plan(experiment, name, store=None, data_dir=options.data_dir))
+        return _print(options, plan(experiment, name, store=None, data_dir=options.data_dir, nodes=nodes))
     with store:
         experiment = _forked(options, store, experiment, name)
-        return _print(options, plan(experiment, name, store=store, data_dir=options.data_dir))
+        return _print(options, plan(experiment, name, store=store, data_dir=options.data_dir, nodes=nodes))
+
+
+def _nodes(address: str | None) -> "list[Node] | None":
+    """The nodes of a cluster, which is only read; None without one."""
+    if address is None:
+        return None
+    from search.backends.cluster import look
+
+    return look(address)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -104,6 +115,7 @@ def _run(options: argparse.Namespace) -> int:
     experiment = read_experiment(options.experiment, options.set)
     name = check_run_name(options.name or experiment.name)
     with _store(options, create=True) as store:
+        _check_lasting(options, store, name)
         return _drive(options, store, _forked(options, store, experiment, name), name)
 
 
@@ -129,9 +141,13 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from search.reports.status import status
-
     with _store(options, create=False) as store:
+        if options.name is None:
+            from search.reports.overview import overview
+
+            return _print(options, overview(store), "overview")
+        from search.reports.status import status
+
         return _print(options, status(store, options.name))
 
 
@@ -182,6 +198,86 @@ def _report(options: argparse.Namespace) -> int:
         return _print(options, report(store, options.name, options.to))
 
 
+def _submit(options: argparse.Namespace) -> int:
+    from search.database import PASSWORD_VARIABLE
+    from search.jobs.submission import Submission, pack
+
+    package = pack(
+        Submission(
+            experiment=options.experiment,
+            sets=tuple(options.set),
+            name=options.name,
+            origin=options.origin,
+            task=options.task,
+            storage=options.storage,
+            storage_file=options.storage_file,
+            data_dir=options.data_dir,
+            artifacts=options.artifacts,
+            allow_missing=options.allow_missing,
+            take_over=options.take_over,
+        )
+    )
+    from search.jobs.commands import connect, submit, wait
+
+    for variable in (STORAGE_VARIABLE, PASSWORD_VARIABLE):
+        if variable in os.environ:
+            _note(f"{variable} of this shell is not sent: anybody on the cluster could read it; the head's own counts")
+    client = connect(options.address)
+    report, begin = submit(client, package)
+    if options.follow or options.wait:
+        _note(f"run {package.name} is submitted; Ctrl-C leaves it running")
+        report |= wait(client, package.name, begin, _write_note if options.follow else _hush)
+    _print(options, report)
+    return report["exit_code"] or 0
+
+
+def _logs(options: argparse.Namespace) -> int:
+    from search.jobs.commands import connect, logs
+
+    logs(connect(options.address), options.name, _write, on=options.follow)
+    return 0
+
+
+def _stop(options: argparse.Namespace) -> int:
+    from search.jobs.commands import connect, stop
+
+    return _print(options, stop(connect(options.address), options.name))
+
+
+def _list(options: argparse.Namespace) -> int:
+    from search.jobs.commands import connect, list_jobs
+
+    return _print(options, list_jobs(connect(options.address)))
+
+
+def _write(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _write_note(text: str) -> None:
+    print(text, end="", file=sys.stderr, flush=True)
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    with _store(options, create=False) as store:
+        if options.name is not None:
+            from search.reports.common import find_row
+
+            find_row(store, options.name)
+
+        from search.dashboard.serving import is_loopback, serve
+
+        if not is_loopback(options.host):
+            _note(f"--host {options.host}: there is no password; whoever reaches it reads all runs and writes notes")
+
+        def tell(address: str) -> None:
+            json_line = json.dumps({"storage": store.url, "address": address})
+            print(json_line if options.format == "json" else f"{store.url} is shown at {address}; Ctrl-C ends it")
+            sys.stdout.flush()
+
+        return serve(store, host=options.host, port=options.port, name=options.name, tell=tell)
+
+
 def _delete(options: argparse.Namespace) -> int:
     from search.reports.common import find_row
 
@@ -199,7 +295,33 @@ def _delete(options: argparse.Namespace) -> int:
     return _print(options, report, "deleted")
 
 
+def _gc(options: argparse.Namespace) -> int:
+    from search.gc import collect, survey
+    from search.reports.common import find_row
+
+    with _store(options, create=False) as store:
+        if options.name is not None:
+            find_row(store, options.name)
+        sure = options.yes
+        if not sure:
+            report = survey(store, options.name)
+            if report["files"] and options.format == "table" and sys.stdin.isatty():
+                _print(options, report)
+                print("Type yes to remove them: ", end="", file=sys.stderr, flush=True)
+                sure = sys.stdin.readline().strip() == "yes"
+                if not sure:
+                    _note("nothing was removed")
+                    return 0
+        if sure:
+            report = collect(store, options.name)
+    _print(options, report)
+    return Unavailable.exit_code if any(run["unreachable"] for run in report["runs"]) else 0
+
+
 def _drive(options: argparse.Namespace, store: "Store", experiment: "Experiment", name: str) -> int:
+    # The imports that follow take a while, in which the holder of a lease renews it.
+    watch = store.watch(name)
+
     from search.database import PASSWORD_VARIABLE
     from search.driver import run_experiment
     from search.reports.final import final
@@ -218,6 +340,8 @@ def _drive(options: argparse.Namespace, store: "Store", experiment: "Experiment"
             address=options.address,
             data_dir=options.data_dir,
             allow_missing=options.allow_missing,
+            take_over=options.take_over,
+            watch=watch,
             view=view,
         )
     if code == 0:
@@ -256,11 +380,27 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "verify": _verify,
     "export": _export,
     "report": _report,
+    "submit": _submit,
+    "logs": _logs,
+    "stop": _stop,
+    "list": _list,
+    "dashboard": _dashboard,
     "delete": _delete,
+    "gc": _gc,
 }
 
 
 # Where the records are
+
+
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray for the driver of a job that was submitted."""
+
+_PATIENCE = {"run": 600.0, "resume": 600.0, "delete": 60.0, "gc": 60.0}
+"""Seconds for which a command waits for a database that went away: a driver survives a server's restart or update."""
+
+_SHORT = 10.0
+"""The same for those that only read, where somebody looks on."""
 
 
 def _url(options: argparse.Namespace) -> str:
@@ -268,7 +408,24 @@ def _url(options: argparse.Namespace) -> str:
         return str(options.storage)
     if options.storage_file is not None:
         return _first_line(options.storage_file)
-    return os.environ.get(STORAGE_VARIABLE) or DEFAULT_STORAGE
+    found = os.environ.get(STORAGE_VARIABLE)
+    if not found and _JOB_VARIABLE in os.environ:
+        raise BadInput(
+            f"no database: this is a Ray job, whose folder goes with the cluster, so that {DEFAULT_STORAGE} would too; "
+            f"give --storage-file or --storage, or start Ray on the head with {STORAGE_VARIABLE} set"
+        )
+    return found or DEFAULT_STORAGE
+
+
+def _check_lasting(options: argparse.Namespace, store: "Store", name: str) -> None:
+    """A Ray job's folder, where tensors would go that lie beside no database file, is removed with the cluster."""
+    if _JOB_VARIABLE not in os.environ or options.artifacts is not None or store.database.path is not None:
+        return
+    if store.run(name) is None:
+        raise BadInput(
+            "no --artifacts: this is a Ray job, whose folder goes with the cluster, and the tensors with it; give a "
+            "folder that every machine of the cluster has, or s3://BUCKET/PREFIX"
+        )
 
 
 def _first_line(file: str) -> str:
@@ -287,7 +444,9 @@ def _first_line(file: str) -> str:
 def _store(options: argparse.Namespace, *, create: bool) -> "Store":
     from search.store import open_store
 
-    return open_store(_url(options), getattr(options, "artifacts", None), create=create, on_outage=_note)
+    patience = _PATIENCE.get(options.command, _SHORT)
+    artifacts = getattr(options, "artifacts", None)
+    return open_store(_url(options), artifacts, create=create, patience=patience, on_outage=_note)
 
 
 def _existing(options: argparse.Namespace) -> "Store | None":

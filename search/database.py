@@ -2,23 +2,28 @@
 
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
-from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
 from sqlalchemy import URL, ColumnElement, Connection, Engine, create_engine, event, literal_column, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError, ProgrammingError
 
 from search.errors import BadInput, Damage, SearchError, Unavailable
 
-__all__ = ["PASSWORD_VARIABLE", "Database"]
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
+
+__all__ = ["PASSWORD_VARIABLE", "PATIENCE", "Database"]
 
 PASSWORD_VARIABLE = "PGPASSWORD"
 """Where PostgreSQL's programs, and this one, look for a password that the URL does not give."""
+
+PATIENCE = 60.0
+"""Seconds for which what fails is tried again, where nobody says otherwise."""
 
 Result = TypeVar("Result")
 
@@ -28,14 +33,40 @@ _SECRET_OPTIONS = ("password", "sslpassword")
 # Seconds that SQLite waits for a lock before the retries take over: a signal is answered between them.
 _BUSY_TIMEOUT = 3.0
 
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
+"""Seconds between two tries: doubled from one to the other."""
+
+_QUIET = 1.0
+"""Seconds that an outage lasts before it is told."""
+
 # A server's host that vanishes would else hold a write for two hours (the kernel's keep-alive).
 _POSTGRES_CONNECT = {
+    "fallback_application_name": "clnp-search",
     "connect_timeout": 4,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
 }
+
+# The same the other way round: a client that vanishes, or is stopped, within a transaction would else keep the rows it
+# locked, the lease's among them.
+_POSTGRES_SESSION = (
+    "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; "
+    "SET idle_in_transaction_session_timeout = '15s'; SET lock_timeout = '5s'"
+)
+
+_POSTGRES_PASSING = {"25006"}  # READ ONLY SQL TRANSACTION: a standby that is about to become the server
+
+# A server that refuses a connection with one of these is there, and will soon take some.
+_SOON = (
+    "too many clients",
+    "too many connections",
+    "remaining connection slots",
+    "is starting up",
+    "is shutting down",
+    "in recovery mode",
+)
 
 _SQLITE_PASSING = {5, 6, 10, 13, 15}  # BUSY, LOCKED, IOERR, FULL, PROTOCOL: time may mend them
 _SQLITE_REFUSED = {3, 8, 14, 23}  # PERM, READONLY, CANTOPEN, AUTH
@@ -58,7 +89,7 @@ class Database:
         create: Whether a SQLite file may be missing and must be one that can be written. Nothing is made or changed
             before :meth:`prepare`.
         patience: Seconds for which :meth:`retry` tries again.
-        on_outage: Told once an outage that the database cannot be reached and is tried again.
+        on_outage: Told once an outage, in a line, that the database cannot be used, why, and how long it is waited for.
 
     Raises:
         BadInput: A malformed URL, an unknown or missing driver, a file, folder, server or database that is missing,
@@ -70,7 +101,7 @@ class Database:
         url: str,
         *,
         create: bool = True,
-        patience: float = 60.0,
+        patience: float = PATIENCE,
         on_outage: Callable[[str], None] | None = None,
     ) -> None:
         self._address, secrets = _parse(url)
@@ -86,7 +117,9 @@ class Database:
         self._patience = patience
         self._hurried = threading.Event()
         self._outage = threading.Lock()
+        self._failing = 0
         self._announced = False
+        self._given_up = False
         if self.dialect == "sqlite":
             _check_file(self._address, create)
             self._connect_args: dict[str, Any] = {"timeout": _BUSY_TIMEOUT}
@@ -137,63 +170,103 @@ class Database:
         if self.dialect == "sqlite":
             self.retry(set_log)
 
-    def rdb_storage(self) -> RDBStorage:
+    def rdb_storage(self) -> "RDBStorage":
         """Optuna's storage on this database; its tables are made where they are missing.
 
         Raises:
             BadInput: The tables belong to another version of Optuna.
             Unavailable: See :meth:`retry`.
         """
+        from optuna.storages import RDBStorage
+
         # Optuna runs str.format over the URL.
         url = self._address.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-        arguments = {"pool_pre_ping": True, "hide_parameters": True, "connect_args": self._connect_args}
+        arguments = {
+            "pool_size": 1,
+            "pool_pre_ping": True,
+            "hide_parameters": True,
+            "connect_args": self._connect_args,
+        }
         try:
-            return self.build(lambda: RDBStorage(url, engine_kwargs=dict(arguments)))
+            storage = self.build(lambda: RDBStorage(url, engine_kwargs=dict(arguments)))
         except RuntimeError as error:
             raise BadInput(f"Optuna's tables in {self.url} do not fit the Optuna installed here: {error}") from None
+        self._prepare_connections(storage.engine)
+        storage.remove_session()
+        storage.engine.dispose()  # what it opened so far was opened without that
+        return storage
 
-    def retry(self, work: Callable[[], Result]) -> Result:
-        """What ``work`` returns, tried again with growing pauses while the database is busy or away.
+    def retry(self, work: Callable[[], Result], *, longest: float = _LONGEST_PAUSE) -> Result:
+        """What ``work`` returns, tried again with growing pauses while the database is busy, full or away.
 
         ``work`` must bear being run again after it succeeded unnoticed: a commit whose answer is lost looks like one
         that failed.
+
+        After one that was given up, none waits before one has succeeded again.
+
+        Args:
+            longest: Seconds between two tries at most.
 
         Raises:
             Unavailable: The database could not be reached for as long as the patience lasts.
             Damage, BadInput: The database file is damaged, or may not be read or written.
         """
         began = time.monotonic()
-        pause = 0.05
-        while True:
-            try:
-                result = work()
-            except (DBAPIError, StorageInternalError) as error:
-                cause = _cause(error)
-                if not _passes(cause):
-                    raise self._translate(cause) or error from None
-                waited = time.monotonic() - began
-                if waited >= self._patience or self._hurried.is_set():
-                    raise Unavailable(
-                        f"{self.url} could not be used for {waited:.0f} s: {self.redact(cause)}; "
-                        "nothing that was recorded is lost, the same command continues"
-                    ) from None
-                if waited > 1:
-                    self._announce(cause)
-                self.pause(pause)
-                pause = min(2 * pause, 5.0)
-            else:
-                with self._outage:
-                    self._announced = False
-                return result
+        pause = _FIRST_PAUSE
+        failing = False
+        try:
+            while True:
+                try:
+                    result = work()
+                except _errors() as error:
+                    cause = _cause(error)
+                    if not _passes(cause):
+                        raise self._translate(cause) or error from None
+                    self._go_on_failing(cause, time.monotonic() - began, failing)
+                    failing = True
+                    self.pause(pause)
+                    pause = min(2 * pause, longest)
+                else:
+                    self._given_up = False
+                    return result
+        finally:
+            if failing:
+                self._end_failing()
+
+    def _go_on_failing(self, cause: BaseException, waited: float, failing: bool) -> None:
+        """Say once an outage that there is one.
+
+        Raises:
+            Unavailable: It has lasted long enough.
+        """
+        with self._outage:
+            self._failing += not failing
+            over = waited >= self._patience
+            if over or self._given_up or self._hurried.is_set():
+                self._given_up = self._given_up or over
+                self._failing -= not failing
+                raise Unavailable(
+                    f"{self.url} could not be used for {waited:.0f} s: {self.redact(cause)}; "
+                    "nothing that was recorded is lost, the same command continues"
+                ) from None
+            tell = waited > _QUIET and not self._announced
+            self._announced = self._announced or tell
+        if tell and self.on_outage is not None:
+            patience = f"{self._patience:.0f} s" if self._patience < 120 else f"{self._patience / 60:.0f} min"
+            self.on_outage(f"{self.url} cannot be used ({self.redact(cause)}); waiting for it, for {patience} at most")
+
+    def _end_failing(self) -> None:
+        """An outage is over when nobody waits any more: of several threads the others may still meet it."""
+        with self._outage:
+            self._failing -= 1
+            self._announced = self._announced and self._failing > 0
 
     def build(self, work: Callable[[], Result]) -> Result:
         """Like :meth:`retry`, for making tables: of two processes that make the same ones, one finds them made."""
         for _ in range(4):
             try:
                 return self.retry(work)
-            except (OperationalError, ProgrammingError, IntegrityError):
-                self.pause(0.2)
-            except StorageInternalError as error:
+            except _errors() as error:
                 if not isinstance(_cause(error), OperationalError | ProgrammingError | IntegrityError):
                     raise
                 self.pause(0.2)
@@ -220,14 +293,6 @@ class Database:
         """Close every idle connection."""
         self.engine.dispose()
 
-    def _announce(self, cause: BaseException) -> None:
-        with self._outage:
-            if self._announced:
-                return
-            self._announced = True
-        if self.on_outage is not None:
-            self.on_outage(f"{self.url} cannot be used ({self.redact(cause)}); trying for {self._patience:.0f} s")
-
     def _translate(self, error: BaseException) -> SearchError | None:
         code = _sqlite_code(error)
         if code in _SQLITE_DAMAGED:
@@ -238,22 +303,32 @@ class Database:
 
     def _make_engine(self) -> Engine:
         try:
+            # Two are kept: the driver's thread and the lease's. More are opened where they are needed.
             engine = create_engine(
-                self._address, pool_pre_ping=True, hide_parameters=True, connect_args=self._connect_args
+                self._address,
+                pool_size=2,
+                pool_pre_ping=True,
+                hide_parameters=True,
+                connect_args=self._connect_args,
             )
         except ImportError:
             raise BadInput(
                 f"{self.url} needs the driver psycopg, which is not installed: pip install 'clnp-search[postgres]'"
             ) from None
-        if self.dialect == "sqlite":
-
-            @event.listens_for(engine, "connect")
-            def _pragmas(connection: Any, _: object) -> None:
-                cursor = connection.cursor()
-                cursor.execute("PRAGMA foreign_keys = ON")
-                cursor.close()
-
+        self._prepare_connections(engine)
         return engine
+
+    def _prepare_connections(self, engine: Engine) -> None:
+        """Have every connection of this engine begin as ours do."""
+
+        @event.listens_for(engine, "connect")
+        def _begin(connection: Any, _: object) -> None:
+            if self.dialect == "sqlite":
+                connection.execute("PRAGMA foreign_keys = ON").close()
+                return
+            connection.autocommit = True  # else a rollback takes the settings back
+            connection.execute(_POSTGRES_SESSION)
+            connection.autocommit = False
 
     def _reach(self) -> None:
         def look() -> None:
@@ -261,19 +336,24 @@ class Database:
                 if self.dialect == "sqlite":
                     connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").all()
 
-        if self.dialect == "sqlite":
-            try:
-                self.retry(look)
-            except Damage as error:
-                raise BadInput(str(error)) from None
-        else:
+        if self.dialect == "postgresql":
             try:
                 look()
+                return
             except DBAPIError as error:
-                raise BadInput(self._unreachable(self.redact(error))) from None
+                text = self.redact(error)
+                if not any(words in text for words in _SOON):
+                    raise BadInput(self._unreachable(text)) from None
+        try:
+            self.retry(look)
+        except Damage as error:
+            raise BadInput(str(error)) from None
 
     def _unreachable(self, text: str) -> str:
-        if "authentication failed" in text or "no password supplied" in text:
+        if "no password supplied" in text:
+            where = f"it stands in the URL, or in the variable {PASSWORD_VARIABLE}"
+            return f"{self.url} refuses the user or the password: no password supplied; {where}"
+        if "authentication failed" in text:
             return f"{self.url} refuses the user or the password: {text}"
         if f'database "{self.redact(self._address.database)}" does not exist' in text:
             return f"{self.url}: there is no such database; make it with: createdb {self._address.database}"
@@ -354,11 +434,16 @@ def _allowed(path: Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
+def _errors() -> tuple[type[Exception], ...]:
+    """What a database's work raises. Optuna's own error is looked for only where somebody imported Optuna: readers do
+    not."""
+    optuna = sys.modules.get("optuna.exceptions")
+    return (DBAPIError,) if optuna is None else (DBAPIError, optuna.StorageInternalError)
+
+
 def _cause(error: BaseException) -> BaseException:
     """The database's own error: Optuna wraps it."""
-    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
-        return error.__cause__
-    return error
+    return error if isinstance(error, DBAPIError) or error.__cause__ is None else error.__cause__
 
 
 def _sqlite_code(error: BaseException) -> int | None:
@@ -373,4 +458,6 @@ def _passes(error: BaseException) -> bool:
     code = _sqlite_code(error)
     if code is not None:
         return code in _SQLITE_PASSING
+    if getattr(error.orig, "sqlstate", None) in _POSTGRES_PASSING:
+        return True
     return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)

@@ -4,23 +4,28 @@ import contextlib
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
+from search.dashboard.noting import Notes, complete
 from search.errors import BadInput, SearchError
 from search.experiment import Experiment, differences
 from search.fork import check_records, check_tensors, copy_tasks
-from search.machine import Pool
+from search.gc import give_up
+from search.machine import Needs, Pool
 from search.names import check_run_name
 from search.own_code import folders
 from search.run import Run
 from search.signals import Signals
-from search.store import AttemptRow, RunRow, Store, Writer
+from search.snapshot import Event
+from search.store import AttemptRow, RunRow, Store, Watch
 from search.versions import changes, describe
 from search.view import View
+from search.writer import Writer
 
 if TYPE_CHECKING:
     from search.backends.live import LiveBackend
@@ -44,6 +49,8 @@ def run_experiment(
     address: str | None = None,
     data_dir: str | None = None,
     allow_missing: bool = False,
+    take_over: bool = False,
+    watch: Watch | None = None,
     view: View,
 ) -> int:
     """Run an experiment to its end, or continue the run of that name; a finished one is left as it is.
@@ -62,6 +69,8 @@ def run_experiment(
         address: Of a Ray cluster that runs; None: one of our own on this machine.
         data_dir: Where data sets lie.
         allow_missing: Commit without cells that were lost more often than the retries allow.
+        take_over: Take the lease of a driver that is known to be gone without waiting for its end.
+        watch: At this run, if it was begun before.
         view: Told what happens; entered, and in the end left, by who calls.
 
     Returns:
@@ -73,7 +82,7 @@ def run_experiment(
         SearchError: Why the run stopped; its row keeps the reason.
     """
     check_run_name(name)
-    attempt = _Attempt(store, experiment, name, backend, address, data_dir, allow_missing, view)
+    attempt = _Attempt(store, experiment, name, backend, address, data_dir, allow_missing, take_over, watch, view)
     executor = ThreadPoolExecutor(1, thread_name_prefix="driver")
     # On a thread of its own: this one, the main one, stays free to see signals, whatever the other waits for.
     with Signals() as signals:
@@ -88,6 +97,8 @@ def run_experiment(
     error = future.exception()
     if attempt.abandoned and isinstance(error, SearchError):
         _leave(attempt, f"clnp-search: {error}", error.exit_code)
+    if attempt.abandoned and error is not None:
+        _leave(attempt, "".join(traceback.format_exception(error)).rstrip(), 1)
     if error is not None:
         raise error
     return 0
@@ -114,6 +125,8 @@ class _Attempt:
     address: str | None
     data_dir: str | None
     allow_missing: bool
+    take_over: bool
+    watch: Watch | None
     view: View
     interrupted: bool = False
     known: bool = False
@@ -159,13 +172,15 @@ class _Attempt:
     def run(self) -> None:
         """Check, take the run, and work on it until it is over."""
         row = self.store.run(self.name)
+        self._refuse_held()
         self._resolve()
         if row is not None:
             self.known = True
             # What can be told without the data is told before Ray is imported for nothing.
             self._refuse_other(row, row.data)
-            if row.state == "finished" and not self._grows(row):
+            if row.state == "finished" and not self._goes_on(row):
                 self.view.note(f"run {self.name} is finished already")
+                complete(self.store, self.name, tell=self.view.note)
                 return
         check_records(self.store, self.experiment, self.name, None)
         with self._make_backend() as backend:
@@ -185,6 +200,8 @@ class _Attempt:
                 experiment_json=self.experiment.to_json(),
                 data=data,
                 versions=versions,
+                watch=self.watch,
+                take_over=self.take_over,
                 wait=self.view.note,
                 layers=self.experiment.outline.layer_names,
             ) as writer:
@@ -195,6 +212,16 @@ class _Attempt:
                     self._work(backend, writer, pool)
                 else:
                     writer.release("interrupted")
+
+    def _refuse_held(self) -> None:
+        """Before anything that takes long.
+
+        Raises:
+            Held: Another live driver has the run.
+        """
+        self.watch = self.watch or self.store.watch(self.name)
+        if self.watch is not None:
+            self.watch.settle()
 
     def _resolve(self) -> None:
         """What the file alone does not say of network and tasks.
@@ -212,13 +239,26 @@ class _Attempt:
         """Where a person's own functions are looked for."""
         return folders(self.experiment.code)
 
+    @property
+    def _needs(self) -> Needs:
+        """What every node of a cluster must have."""
+        functions = [kind for kind in (self.experiment.model.kind, self.experiment.tasks.kind) if ":" in kind]
+        modules = tuple(kind.partition(":")[0] for kind in functions)
+        return Needs(
+            self.store.place(self.name),
+            datasets=self.experiment.tasks.datasets,
+            data_dir=self.data_dir,
+            modules=modules,
+            code=self._code if modules else (),
+        )
+
     @contextlib.contextmanager
     def _make_backend(self) -> "Iterator[LiveBackend]":
         """The backend, which may begin to import Ray while the run is checked; closed in the end."""
         if self.kind == "tune":
             from search.backends.tune import Tune
 
-            backend: LiveBackend = Tune(self.address)
+            backend: LiveBackend = Tune(self.address, needs=self._needs, note=self.view.note)
         else:
             if self.address is not None:
                 raise BadInput(f"--address {self.address}: the inline backend joins no cluster; leave one of them out")
@@ -230,6 +270,10 @@ class _Attempt:
             backend.stop.set()
         try:
             yield backend
+        except Exception as error:
+            if not isinstance(error, SearchError):
+                backend.stop.set()  # a bug: nobody takes in what still runs, which may be hours
+            raise
         finally:
             backend.close()
 
@@ -256,9 +300,10 @@ class _Attempt:
                 f"run {self.name} is there and is another; change it back, or give --name NEW for a new one:\n{lines}"
             )
 
-    def _grows(self, row: RunRow) -> bool:
-        old = Experiment.from_json(row.experiment)
-        return (old.tasks.count, old.replicas) != (self.experiment.tasks.count, self.experiment.replicas)
+    def _goes_on(self, row: RunRow) -> bool:
+        """Whether a finished run has something to do: more to learn, or other tensors to keep."""
+        old, new = Experiment.from_json(row.experiment), self.experiment
+        return (old.tasks.count, old.replicas, old.keep) != (new.tasks.count, new.replicas, new.keep)
 
     def _check_again(self, writer: Writer, data: str) -> None:
         """Once the lease is taken nobody else changes the run; before, another driver may have."""
@@ -302,24 +347,33 @@ class _Attempt:
         from search.worker import WorkerSettings
 
         where = (self.data_dir, self._code)
-        settings = WorkerSettings(writer.artifacts.location, self.data_dir, pool.device, pool.cpu, self._code)
+        settings = WorkerSettings(writer.artifacts.location, self.data_dir, pool.device, pool.cpu, self._code, pool.gpu)
         backend.start(pool, settings)
+        notes = Notes(self.store, writer, tell=self.view.note, hurried=lambda: self.interrupted)
+
+        def told(event: Event) -> None:
+            self.view.event(event)
+            notes.told(event)
+
         worker = self.experiment.worker.model_copy(update={"gpu": pool.gpu})
+        history = self.store.history(self.name)
+        give_up(writer, self.experiment, history)
         run = Run(
             # With what gpu: auto became, since the stacks go by it.
             self.experiment.model_copy(update={"worker": worker}),
             writer,
-            self.store.history(self.name),
+            history,
             data=lambda replica, task: build_sequence(self.experiment, replica, *where).sha256(task),
             workers=pool.workers,
             allow_missing=self.allow_missing,
-            on_event=self.view.event,
+            on_event=told,
         )
         self.view.watch(self.name, run.snapshot)
-        try:
-            backend.execute(run)
-        finally:
-            run.give_back()
+        with notes:
+            try:
+                backend.execute(run)
+            finally:
+                run.give_back()
         if run.stopped is not None:
             # The error that stopped the run is worth more than one of writing it down.
             with contextlib.suppress(SearchError):

@@ -7,7 +7,6 @@ from clnp.errors import DataUnavailable
 from clnp.export import Exported, UnsupportedExport, save
 from clnp.ownership import lives
 from clnp.subnetwork import subnetwork
-from search.artifacts import Artifacts
 from search.book import place
 from search.building import assemble, build_sequence
 from search.errors import BadInput, Damage
@@ -57,7 +56,7 @@ def export(
         Committed(one.task, one.artifact, one.fingerprint, one.widths)
         for one in known.commits(record.replica)[: record.task + 1]
     ]
-    network = assemble(known.experiment, commits, Artifacts(known.row.artifacts), where[1])
+    network = assemble(known.experiment, commits, store.open_artifacts(known.row.artifacts), where[1])
     try:
         save(Exported(sequence.transform(record.task), subnetwork(network, record.task)), path)
     except UnsupportedExport as error:

@@ -14,8 +14,9 @@ from search.errors import BadInput, Damage
 from search.experiment import Experiment, Origin, differences, fork_differences
 from search.records import CellRecord, CommitRecord, Opening
 from search.replay import recorded_cells
-from search.store import History, RunRow, Store, Writer
+from search.store import History, RunRow, Store
 from search.text import plural
+from search.writer import Writer
 
 __all__ = ["check_records", "check_tensors", "copy_tasks", "is_whole", "with_origin"]
 
@@ -109,7 +110,7 @@ def check_tensors(store: Store, experiment: Experiment, name: str) -> None:
     """Hash every file that has still to be copied. :func:`check_records` comes before.
 
     Raises:
-        BadInput: One is missing or damaged.
+        Damage: One is missing or changed.
     """
     held = store.history(name)
     if is_whole(experiment, held):
@@ -142,8 +143,8 @@ def copy_tasks(
         Whether all of it is there; False only after ``stop``.
 
     Raises:
-        BadInput: The other run is gone, has changed, or lacks tensors.
-        Damage: Records of it are gone or cannot be read.
+        BadInput: The other run is gone, or has changed.
+        Damage: Records or tensors of it are gone, changed or cannot be read.
     """
     held = store.history(writer.name)
     if is_whole(experiment, held):
@@ -189,9 +190,8 @@ def _read(store: Store, experiment: Experiment, name: str) -> _Source:
             f"run {name} begins with the first {origin} and lacks some of their records, but run {origin.run} is there "
             f"no longer: restore the database from a backup, or delete {name} and make it anew"
         )
-    return _Source(
-        origin, row, Experiment.from_json(row.experiment), store.history(origin.run), Artifacts(row.artifacts)
-    )
+    artifacts = store.open_artifacts(row.artifacts)
+    return _Source(origin, row, Experiment.from_json(row.experiment), store.history(origin.run), artifacts)
 
 
 def _problems(source: _Source, experiment: Experiment, data: str | None) -> Iterator[str]:
@@ -258,7 +258,7 @@ def _tensors(source: _Source, sha256: str, what: str, task: int) -> bytes:
     try:
         return source.artifacts.get(sha256, recovery=whole)
     except Damage as error:
-        raise BadInput(f"{_cannot(source.origin)}: {what}: {error}") from error
+        raise Damage(f"{_cannot(source.origin)}: {what}: {error}") from error
 
 
 def _cannot(origin: Origin) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import psutil
 from sqlalchemy import Connection, Row, delete, insert, select, update
@@ -19,12 +19,23 @@ from search.database import Database
 from search.errors import BadInput, Held, LeaseLost, SearchError
 from search.ledger import Leases, Runs
 
-__all__ = ["DURATION", "Holder", "Lease", "Process", "holder"]
+__all__ = ["DURATION", "Holder", "Lease", "Process", "Watch", "holder", "holders"]
 
 DURATION = 30.0
 """Seconds that a lease lasts beyond its last renewal."""
 
-_POLL = 0.5
+_INTERVAL = 0.5
+"""Seconds between two renewals at most: who looks on has to see soon that the holder is there."""
+
+_WATCH = 4
+"""So many intervals without a renewal, and its holder is silent."""
+
+_POLL = 0.1
+"""Seconds between two looks."""
+
+Standing: TypeAlias = Literal["alive", "dead", "unknown"]
+
+_INSTEAD = "end it first, or give this run another --name"
 
 # Start times come from a clock of 10 ms and a boot time in whole seconds.
 _SAME_START = 2.0
@@ -36,7 +47,7 @@ class Process:
 
     Attributes:
         host: The host's name.
-        boot: The kernel's name for this boot; empty where it has none.
+        boot: The kernel's name for this boot; empty where it has none. Two hosts may share a name, but not this.
         namespace: The process-id namespace: containers share a host and its boot, but cannot see each other's.
         started: Seconds after the host's start, which no change of its clock moves.
     """
@@ -47,14 +58,11 @@ class Process:
     pid: int
     started: float
 
-    def standing(self) -> Literal["alive", "dead", "unknown"]:
+    def standing(self) -> Standing:
         """Whether it runs, as far as this process can see."""
         here = this_process()
-        if self.host != here.host:
-            return "unknown"
-        if self.boot != here.boot:
-            return "dead"  # the host was started anew since
-        if self.namespace != here.namespace:
+        # Another boot: this host was started anew since, which takes as long as a lease lasts, or two have one name.
+        if (self.host, self.boot, self.namespace) != (here.host, here.boot, here.namespace):
             return "unknown"
         try:
             process = psutil.Process(self.pid)
@@ -89,6 +97,8 @@ class Lease:
     def __init__(self, database: Database, run_id: int, name: str, token: str, duration: float) -> None:
         self.token = token
         self.lost = False
+        self.taken_over = ""
+        """Whose it was, and since when that one is silent, where its end was not waited for."""
         self._database = database
         self._run_id = run_id
         self._name = name
@@ -107,48 +117,46 @@ class Lease:
         name: str,
         *,
         duration: float = DURATION,
+        watch: "Watch | None" = None,
+        take_over: bool = False,
         wait: Callable[[str], None] | None = None,
-        poll: float = _POLL,
     ) -> "Lease":
-        """Take the lease: at once if nobody holds it or its holder is seen to be dead, else when it has run out.
+        """Take the lease: at once if nobody holds it or its holder is seen to be dead, else when it has run out and
+        nobody renews it any more.
 
         One that lives and no longer renews it, such as a stopped process, loses it too: its writes check the token.
 
         Args:
             duration: Seconds that it lasts beyond its last renewal.
-            wait: Told, once, who holds it and until when, before it is waited for. Without it there is no waiting.
-            poll: Seconds between looks while waiting.
+            watch: One that was begun before.
+            take_over: Do not wait for the end of a lease that nobody renews, unless its holder is seen to be alive.
+            wait: Told, once, who holds it and until when, before it is waited for; and from whom it was taken over.
+                Without it there is no waiting.
 
         Raises:
-            Held: Its holder is renewing it.
+            Held: Its holder is renewing it; or would have to be waited for, or is alive, and must not.
             BadInput: The run is there no longer.
         """
         token = secrets.token_hex(16)
-        first: tuple[str, int] | None = None
+        if watch is None or watch.run_id != run_id:
+            watch = Watch(database, run_id, name, duration)
+        told = False
         while True:
-            row, now = database.retry(lambda: _look(database, run_id, name))
-            seen = None if row is None else (row.token, row.renewals)
-            standing = "dead" if row is None else _process(row).standing()
-            if row is None or standing == "dead" or row.expires <= now:
+            state = watch.look()
+            over = state == "silent" and take_over and not watch.ended
+            if over:
+                watch.refuse_alive()
+            if over or state == "free" or (state == "silent" and watch.ended):
+                seen = watch.seen
                 if database.retry(lambda seen=seen: _seize(database, run_id, seen, token, duration)):  # type: ignore[misc]
-                    return cls(database, run_id, name, token, duration)
-                who = f"run {name} was taken by another driver just now"
-            else:
-                who = f"run {name} is held by process {row.pid} on host {row.host}"
-                left = row.expires - now
-                why = f"whose lease lasts for another {left:.0f} s" if wait is None else ""
-                if first not in (None, seen):
-                    why = "whose lease is being renewed"
-                if standing == "alive" and left > duration / 2:  # one that is stopped is alive too, and has less left
-                    why = "which is running"
-                if why or wait is None:
-                    raise Held(f"{who}, {why}; end it first, or give this run another --name")
-                if first is None:
-                    first = seen
-                    until = time.strftime("%H:%M:%S", time.localtime(row.expires))
-                    wait(f"{who}; waiting for the end of its lease at {until} ({left:.0f} s)")
-            if not database.pause(poll):
-                raise Held(f"{who}; not waited for")
+                    lease = cls(database, run_id, name, token, duration)
+                    lease.taken_over = watch.describe_over() if over else ""
+                    return lease
+            elif state == "silent" and not told:
+                told = True
+                watch.tell(wait)
+            if not database.pause(_POLL):
+                raise Held(f"{watch.who}; not waited for")
 
     def check(self, connection: Connection) -> None:
         """Renew the lease within a transaction, whose writes then stand or fall with it: the row stays locked.
@@ -171,7 +179,7 @@ class Lease:
         raise LeaseLost(f"run {self._name} was taken over by {who}; this driver writes no more")
 
     def keep(self) -> None:
-        """Renew it from now on, three times in its duration."""
+        """Renew it from now on, twice a second."""
         self._thread.start()
 
     def release(self) -> None:
@@ -200,20 +208,138 @@ class Lease:
                 if not self._released.is_set():
                     self.check(connection)
 
-        while not self._released.wait(self._duration / 3):
+        interval = _interval(self._duration)
+        while not self._released.wait(interval):
             try:
-                self._database.retry(renew)
+                # After an outage this is heard of before anybody takes the lease for one that is silent.
+                self._database.retry(renew, longest=interval)
             except LeaseLost:
                 return
             except SearchError:
                 continue  # the writer meets the same error and says so
 
 
+class Watch:
+    """Looks at a run's lease until it is clear whether its holder is there. It takes nothing.
+
+    What a lease says, that it lasts until then, holds of a driver that was killed a moment ago too; and after an outage
+    of the database every lease has run out. So a holder whose process cannot be seen is told from one that is gone by
+    its renewals.
+
+    Attributes:
+        seen: Token and renewals of the lease as it was last seen; None: there is none.
+        who: Who holds it, for messages.
+    """
+
+    def __init__(self, database: Database, run_id: int, name: str, duration: float = DURATION) -> None:
+        self.run_id = run_id
+        self.seen: tuple[str, int] | None = None
+        self.who = f"run {name} was taken by another driver just now"
+        self._database = database
+        self._name = name
+        self._duration = duration
+        self._since = 0.0
+        self._left = 0.0
+        self._standing: Standing = "dead"
+        self._process = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the lease had run out when last seen."""
+        return self._left <= 0
+
+    def look(self) -> Literal["free", "unclear", "silent"]:
+        """``free``: nobody holds it, or one who is dead. ``silent``: its holder renews it no longer. ``unclear``: look
+        again.
+
+        Raises:
+            Held: Its holder is renewing it.
+            BadInput: The run is there no longer.
+        """
+        tries = 0
+
+        def look() -> tuple[Row[tuple[object, ...]] | None, float]:
+            nonlocal tries
+            tries += 1
+            return _look(self._database, self.run_id, self._name)
+
+        row, now = self._database.retry(look)
+        first, self.seen = self.seen, None if row is None else (row.token, row.renewals)
+        if row is None:
+            return "free"
+        self._process = f"process {row.pid} on host {row.host}"
+        self.who = f"run {self._name} is held by {self._process}"
+        self._left = row.expires - now
+        self._standing = _process(row).standing()
+        if self._standing == "dead":
+            return "free"
+        interval = _interval(self._duration)
+        renewed = first not in (None, self.seen)
+        # One that is stopped is alive too, and has less left.
+        if self._standing == "alive" and (renewed or self._left > self._duration - 3 * interval):
+            raise Held(f"{self.who}, which is running; {_INSTEAD}")
+        if renewed:
+            raise Held(f"{self.who}, whose lease is being renewed; {_INSTEAD}")
+        if first is None or tries > 1:  # while the database is away nobody can renew anything
+            self._since = time.monotonic()
+        return "silent" if time.monotonic() - self._since >= _WATCH * interval else "unclear"
+
+    def settle(self) -> None:
+        """Look until it is clear.
+
+        Raises:
+            Held, BadInput: See :meth:`look`.
+        """
+        while self.look() == "unclear" and self._database.pause(_POLL):
+            pass
+
+    def refuse_alive(self) -> None:
+        """Refuse to take over from a process that this one can see.
+
+        Raises:
+            Held: It is there.
+        """
+        if self._standing == "alive":
+            raise Held(
+                f"{self.who}, which is there, though it renews its lease no longer; end it first: --take-over is for a "
+                "holder that is gone"
+            )
+
+    def tell(self, wait: Callable[[str], None] | None) -> None:
+        """Say what is waited for.
+
+        Raises:
+            Held: Nobody wants to wait.
+        """
+        if wait is None:
+            raise Held(f"{self.who}, whose lease lasts for another {self._left:.0f} s; try again then, or {_INSTEAD}")
+        until = time.strftime("%H:%M:%S", time.localtime(time.time() + self._left))
+        hint = "; if that process is known to be gone, --take-over does not wait"
+        rather = "" if self._standing == "alive" else hint
+        wait(f"{self.who}; waiting for the end of its lease at {until} ({self._left:.0f} s){rather}")
+
+    def describe_over(self) -> str:
+        """What is noted of a lease that was taken over before its end."""
+        silent = self._duration - self._left
+        return f"took over the lease of {self._process}, which had not renewed it for {silent:.0f} s (--take-over)"
+
+
+def _interval(duration: float) -> float:
+    return min(_INTERVAL, duration / 3)
+
+
 def holder(connection: Connection, run_id: int, now: float) -> Holder | None:
     """Who holds a run's lease at ``now``, or None."""
     row = connection.execute(select(*Leases.__table__.columns).where(Leases.run_id == run_id)).first()
-    if row is None:
-        return None
+    return None if row is None else _holder(row, now)
+
+
+def holders(connection: Connection, now: float) -> dict[int, Holder]:
+    """Who holds the lease of each run at ``now``, by the run's id."""
+    return {row.run_id: _holder(row, now) for row in connection.execute(select(*Leases.__table__.columns))}
+
+
+def _holder(row: Row[Any], now: float) -> Holder:
     live = row.expires > now and _process(row).standing() != "dead"
     return Holder(row.host, row.pid, row.taken, row.expires, live)
 

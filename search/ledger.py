@@ -174,7 +174,11 @@ class Cells(Table):
     """
 
     __tablename__ = "clnp_cells"
-    __table_args__ = (UniqueConstraint("run_id", "replica", "task", "key"),)
+    # Databases that were made before it do without: what it finds is then looked for among the run's rows.
+    __table_args__ = (
+        UniqueConstraint("run_id", "replica", "task", "key"),
+        Index("ix_clnp_cells_artifact", "run_id", "artifact"),
+    )
 
     run_id: Mapped[int] = mapped_column(ForeignKey("clnp_runs.id"), primary_key=True)
     replica: Mapped[int] = mapped_column(primary_key=True)

@@ -9,17 +9,25 @@ from typing import Literal
 from search.errors import BadInput
 from search.experiment import Experiment
 
-__all__ = ["Node", "Pool", "cores", "form_pool", "gpus", "this_machine"]
+__all__ = ["Needs", "Node", "Pool", "cores", "fitting", "form_pool", "gpus", "this_machine"]
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine: cores and GPUs that it offers."""
+    """A machine: cores and GPUs that it offers.
+
+    Attributes:
+        name: For people.
+        id, address: Of a cluster's node, Ray's.
+    """
 
     cpus: int
     gpus: int
+    name: str = "this machine"
+    id: str = ""
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +45,23 @@ class Pool:
     device: Literal["cpu", "cuda"]
     cpu: int
     gpu: float
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What every node of a cluster must have.
+
+    Attributes:
+        artifacts: Where artifacts lie or will lie: every node must see the same there.
+        datasets: Those that tasks are made from: they lie in ``data_dir``, or are brought there.
+        modules: Of a person's own functions, which are looked for in the folders ``code``.
+    """
+
+    artifacts: str
+    datasets: tuple[str, ...] = ()
+    data_dir: str | None = None
+    modules: tuple[str, ...] = ()
+    code: tuple[str, ...] = ()
 
 
 def cores() -> int:
@@ -72,21 +97,23 @@ def form_pool(experiment: Experiment, nodes: Sequence[Node]) -> Pool:
     """
     wanted = experiment.worker
     gpu = (1.0 if any(node.gpus for node in nodes) else 0.0) if wanted.gpu == "auto" else float(wanted.gpu)
-    fitting = sum(_fitting(node, wanted.cpu, gpu) for node in nodes)
-    if not fitting and (gpu or experiment.workers == "auto"):
+    room = sum(fitting(node, wanted.cpu, gpu) for node in nodes)
+    # A Ray of our own is given more cores than there are; a cluster has those that it has.
+    if not room and (gpu or experiment.workers == "auto" or any(node.id for node in nodes)):
         found = "; ".join(f"{node.cpus} cores and {node.gpus} GPUs" for node in nodes) or "no machine"
         raise BadInput(
             f"a worker needs {wanted.cpu} cores and {gpu:g} GPUs, but there is {found}; change worker.cpu or .gpu"
         )
-    if experiment.workers != "auto" and gpu and experiment.workers > fitting:
+    if experiment.workers != "auto" and gpu and experiment.workers > room:
         raise BadInput(
-            f"workers is {experiment.workers}, but GPUs and cores are enough for {fitting}; lower workers or worker.gpu"
+            f"workers is {experiment.workers}, but GPUs and cores are enough for {room}; lower workers or worker.gpu"
         )
-    workers = fitting if experiment.workers == "auto" else experiment.workers
+    workers = room if experiment.workers == "auto" else experiment.workers
     return Pool(workers, "cuda" if gpu else "cpu", wanted.cpu, gpu)
 
 
-def _fitting(node: Node, cpu: int, gpu: float) -> int:
+def fitting(node: Node, cpu: int, gpu: float) -> int:
+    """How many workers with so many cores and GPUs a machine has room for."""
     by_cores = node.cpus // cpu
     if not gpu:
         return by_cores

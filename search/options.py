@@ -45,7 +45,8 @@ List the experiments that ship with the package, a line each. `clnp-search plan 
 """
 
 _PLAN = """
-Say what `run` would do on this machine; nothing is started or written. Every cell is listed with one α a layer, then
+Say what `run` would do on this machine, or with --address on a Ray cluster: how many workers fit on each of its nodes
+and what would be idle there. Nothing is started or written. Every cell is listed with one α a layer, then
 the stacks in which cells train, the workers, the disk that is needed at most, and what the database holds under this
 name already. Warnings say where the margin is less than one validation sample, where α looks too weak to leave room for
 all tasks, and which layer would run out by what the tasks so far claimed, those that a fork begins with among them.
@@ -70,9 +71,10 @@ alone (exit code 4).
 """
 
 _STATUS = """
-Say how far all runs are, or one: tasks and cells of every replica, what runs where and in which epoch, units left in
-each layer, the time that is left by the mean durations so far, who drives it, how the last attempt ended, and which
-versions changed between attempts.
+Say how far all runs are, in a line each: who drives which, tasks and cells done, mean test accuracy, why one stopped.
+With NAME all of one: tasks and cells of every replica, what runs where and in which epoch, units left in each layer,
+the time that is left by the mean durations so far, who drives it, how the last attempt ended, and which versions
+changed between attempts.
 """
 
 _SHOW = """
@@ -105,6 +107,46 @@ _REPORT = """
 Write a run's figures as one HTML page, NAME.html, that needs no other file and no network: accuracy of every task right
 after it and now, units claimed, reused and free, the accuracy matrix, and of every task its trials, its grid and what
 was committed. A run that is not finished has a page of what is there.
+"""
+
+_SUBMIT = """
+Have a Ray cluster run an experiment: as a job that has the run's name, whose driver runs on the head, so that this
+machine may go. `--address` is the head's dashboard. The experiment file travels, and with functions of your own the
+Python files beside it; paths are those of the cluster. The database is named by --storage-file, a file on the head, or
+by the variable CLNP_SEARCH_STORAGE that Ray was started with there, which the workers on the head then hold too: Ray
+shows a job's command and surroundings to everybody on the cluster, so no password is sent. Submitted again a run goes
+on where it was; while its job runs that is refused (exit code 4). A cluster that asks for a token: RAY_AUTH_MODE=token
+and RAY_AUTH_TOKEN, as for Ray itself.
+"""
+
+_LOGS = """
+Print what the driver of a submitted run says: a line an event, and the final table. --follow goes on until the job has
+ended; Ctrl-C ends the looking on alone.
+"""
+
+_STOP = """
+End the job of a submitted run in good order: running jobs are given back, the lease is released, nothing that was
+recorded is lost. Waits for the end, and says how it ended and what continues the run.
+"""
+
+_LIST = """
+List the jobs of a cluster that were submitted with `clnp-search submit`: status, when they began and ended, and why
+those failed that did.
+"""
+
+_GC = """
+Show what no row of the ledger needs of the runs' tensors, or of one run's: those of cells that were not committed and
+are not kept, those that a killed worker left without a record, and what was half written. Then remove it, once `yes` is
+typed. Runs that are driven are left alone; places of runs that are not in this database are only named.
+"""
+
+_DASHBOARD = """
+Serve Optuna's dashboard over the database: a study a task, with its trials, importances and plots. The study of a
+committed task explains the commit in a note, shows accuracy against units with the cut line and the winner, and offers
+the tensors. It is for reading, and for notes of your own; nothing else is changed through it.
+
+There is no password: it listens on the loopback address, which this machine alone reaches. From another one: ssh -L
+8080:localhost:8080 THIS-MACHINE.
 """
 
 _DELETE = """
@@ -164,6 +206,16 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--to", required=True, metavar="DIR", help="the folder to write NAME.html to; it is made where it is not there"
     )
+    _add_jobs(commands)
+    gc = _add(commands, "gc", "remove tensors that nothing needs", _GC, "gc quickstart")
+    gc.add_argument("name", metavar="NAME", nargs="?", help="a run; all of them without it")
+    gc.add_argument(
+        "--yes", action="store_true", help="remove without asking; without it and without a terminal it is only shown"
+    )
+    dashboard = _add(commands, "dashboard", "serve Optuna's dashboard", _DASHBOARD, "dashboard quickstart --port 8080")
+    dashboard.add_argument("name", metavar="NAME", nargs="?", help="a run; all of them without it")
+    dashboard.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: 127.0.0.1)")
+    dashboard.add_argument("--port", type=int, default=8080, help="its port; 0: one that is free (default: 8080)")
     delete = _add(commands, "delete", "remove a run", _DELETE, "delete quickstart")
     _add_name(delete)
     delete.add_argument("--yes", metavar="NAME", help="the name again, instead of typing it")
@@ -171,8 +223,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add(commands: "Commands", name: str, summary: str, text: str, example: str) -> argparse.ArgumentParser:
-    end = f"Example:\n\n  clnp-search {example}\n"
-    command = commands.add_parser(name, help=summary, description=text, epilog=end, formatter_class=_Help)
+    command = _add_bare(commands, name, summary, text, example)
     group = command.add_argument_group("records and output")
     group.add_argument(
         "--storage",
@@ -185,14 +236,64 @@ def _add(commands: "Commands", name: str, summary: str, text: str, example: str)
         metavar="FILE",
         help="a file whose first line is that URL: keeps a password out of the process list",
     )
-    group.add_argument("--format", choices=("table", "json"), default="table", help="how to print (default: table)")
+    _add_format(group)
     return command
+
+
+def _add_bare(commands: "Commands", name: str, summary: str, text: str, example: str) -> argparse.ArgumentParser:
+    end = f"Example:\n\n  clnp-search {example}\n"
+    return commands.add_parser(name, help=summary, description=text, epilog=end, formatter_class=_Help)
+
+
+def _add_jobs(commands: "Commands") -> None:
+    """The commands that speak to a cluster's job server, and to no database."""
+    at = "--address http://head:8265"
+    submit = _add_bare(
+        commands,
+        "submit",
+        "run an experiment as a job on a Ray cluster",
+        _SUBMIT,
+        f"submit mine.yaml {at} --storage-file /etc/clnp/storage --data-dir /data --artifacts /shared/tensors",
+    )
+    _add_experiment(submit)
+    place = submit.add_argument_group("on the cluster")
+    place.add_argument("--storage-file", metavar="FILE", help="a file on the head with the database's URL")
+    place.add_argument(
+        "--storage", metavar="URL", help="the URL itself, without a password; a SQLite file by its absolute path"
+    )
+    place.add_argument("--data-dir", metavar="DIR", help="where the data sets lie, on every machine")
+    place.add_argument("--artifacts", metavar="DIR", help="where tensors go, for every machine the same")
+    place.add_argument("--take-over", action="store_true", help="as in `run`")
+    place.add_argument("--allow-missing", action="store_true", help="as in `run`")
+    submit.add_argument("--follow", action="store_true", help="print the log until the job has ended, end as it did")
+    submit.add_argument("--wait", action="store_true", help="the same without the log")
+    logs = _add_bare(commands, "logs", "print what a submitted run says", _LOGS, f"logs quickstart --follow {at}")
+    _add_name(logs)
+    logs.add_argument("--follow", action="store_true", help="go on until the job has ended")
+    stop = _add_bare(commands, "stop", "end a submitted run in good order", _STOP, f"stop quickstart {at}")
+    _add_name(stop)
+    found = _add_bare(commands, "list", "list the submitted runs of a cluster", _LIST, f"list {at}")
+    for command in (submit, logs, stop, found):
+        command.add_argument(
+            "--address",
+            metavar="URL",
+            help="the dashboard of the cluster's head: http://HEAD:8265 (default: the variable RAY_API_SERVER_ADDRESS)",
+        )
+        if command is not logs:
+            _add_format(command)
+
+
+def _add_format(command: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
+    command.add_argument("--format", choices=("table", "json"), default="table", help="how to print (default: table)")
 
 
 def _add_plan(commands: "Commands") -> None:
     plan = _add(commands, "plan", "say what run would do; start nothing", _PLAN, "plan quickstart --set tasks.count=10")
     _add_experiment(plan, nargs="?")
     plan.add_argument("--resolved", action="store_true", help="print the experiment with every default instead")
+    plan.add_argument(
+        "--address", metavar="HOST:PORT", help="a Ray cluster: how many workers it has room for, node by node"
+    )
     plan.add_argument("--schema", action="store_true", help="print the JSON schema of experiment files instead")
 
 
@@ -228,9 +329,18 @@ def _add_experiment(command: argparse.ArgumentParser, nargs: str | None = None) 
 def _add_locations(command: argparse.ArgumentParser) -> None:
     _add_data(command)
     command.add_argument(
-        "--artifacts", metavar="DIR", help="the folder for tensors (default: clnp-search-artifacts beside the database)"
+        "--artifacts",
+        metavar="PLACE",
+        help="where tensors go: a folder that all workers share, or s3://BUCKET/PREFIX, with endpoint and credentials "
+        "from boto3's own variables and files (default: clnp-search-artifacts beside the database)",
     )
     command.add_argument("--address", help="a Ray cluster to join (default: one of its own on this machine)")
+    command.add_argument(
+        "--take-over",
+        action="store_true",
+        help="do not wait for the end of the lease of a driver that is known to be gone; one that is seen to be alive "
+        "keeps it",
+    )
     command.add_argument(
         "--allow-missing",
         action="store_true",

@@ -152,6 +152,9 @@ class Replica:
         """Members that a worker's memory holds, once that is known: new tasks form no larger stacks."""
         self._splits = {(split.task, tuple(split.cells)) for split in history.splits if split.replica == index}
         self._stopped: Impossible | None = None
+        # What was asked since the last change: a run asks every replica before every job.
+        self._next: Train | Commit | None = None
+        self._next_known = False
         # Losers go before the next task opens: only the last commit's removal can have been cut off.
         self._removed = len(self.commits) - (0 if self.is_open else min(1, len(self.commits)))
 
@@ -190,6 +193,14 @@ class Replica:
             Damage: A record contradicts itself.
             Unavailable: Every cell was lost too often.
         """
+        if self._next_known:
+            return self._next
+        step = self._find_next()
+        if not isinstance(step, Open | Remove):
+            self._next, self._next_known = step, True
+        return step
+
+    def _find_next(self) -> Step | None:
         if self._removed < self.task:
             return Remove(self._removed, self._losers(self._removed))
         if self.task == self._experiment.tasks.count or self._stopped is not None:
@@ -204,11 +215,13 @@ class Replica:
 
     def opened(self, opening: Opening) -> None:
         """The opening is in the ledger."""
+        self._next_known = False
         self.openings.append(opening)
         self.records.append({})
 
     def hand_out(self, job_id: int, step: Train | Commit | Measure) -> Job:
         """The step as a job for a worker. It is out until it has :meth:`returned`."""
+        self._next_known = False
         self._out[job_id] = step
         commits = tuple(
             Committed(record.task, record.artifact, record.fingerprint, record.widths) for record in self.commits
@@ -258,18 +271,22 @@ class Replica:
 
     def returned(self, job: int) -> None:
         """The job is with its worker no longer: lost, given back, or about to be taken in."""
+        self._next_known = False
         del self._out[job]
 
     def recorded(self, record: CellRecord) -> None:
         """The cell's trial is in the database."""
+        self._next_known = False
         self.records[self.task][record.cell.index] = record
 
     def committed(self, record: CommitRecord) -> None:
         """The commit is in the ledger: the task is finished."""
+        self._next_known = False
         self.commits.append(record)
 
     def removed(self) -> None:
         """The losers of the last commit are gone."""
+        self._next_known = False
         self._removed = self.task
 
     def lost(self, kind: JobKind, cells: tuple[int, ...], reason: str) -> None:
@@ -282,6 +299,7 @@ class Replica:
         Raises:
             Unavailable: It was lost once more than ``retries`` allows, and it may not be missing.
         """
+        self._next_known = False
         key = (kind, self.task, cells)
         self._losses[key] += 1
         may_be_missing = kind == "stack" and (len(cells) > 1 or self._allow_missing)
@@ -302,10 +320,12 @@ class Replica:
     def split(self, stack: Stack) -> None:
         """A stack of the open task found no memory, and the ledger knows: :meth:`next` hands out its halves. The tasks
         after it form no larger ones."""
+        self._next_known = False
         self._splits.add((self.task, stack))
 
     def stop(self, error: Impossible) -> None:
         """It cannot go on: there is no next step but to take in what is out."""
+        self._next_known = False
         self._stopped = error
 
     def _check_room(self) -> None:

@@ -18,11 +18,13 @@ __all__ = [
     "JobRow",
     "Loss",
     "RunRow",
+    "Tensors",
     "read_attempts",
     "read_cell",
     "read_history",
     "read_jobs",
     "read_opening",
+    "read_tensors",
 ]
 
 
@@ -100,6 +102,27 @@ class History:
     splits: list[Loss] = field(default_factory=list)
     memory: Memory | None = None
     dropped: set[tuple[int, int, int]] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """What a row of the ledger says of an artifact: whose it is (a commit's has no cell), whether it is given up."""
+
+    replica: int
+    task: int
+    cell: int | None
+    artifact: str
+    dropped: bool
+
+
+def read_tensors(connection: Connection, run_id: int | None) -> list[Tensors]:
+    """Every artifact that the rows of a run name, of cells without a trial too."""
+    cells = select(Cells.replica, Cells.task, Cells.cell, Cells.artifact, Cells.dropped)
+    cells = cells.where(Cells.run_id == run_id, Cells.artifact.is_not(None))
+    commits = select(Commits.replica, Commits.task, Commits.artifact).where(Commits.run_id == run_id)
+    found = [Tensors(row.replica, row.task, row.cell, row.artifact, row.dropped) for row in connection.execute(cells)]
+    found += [Tensors(row.replica, row.task, None, row.artifact, False) for row in connection.execute(commits)]
+    return found
 
 
 def read_jobs(connection: Connection, run_id: int | None) -> list[JobRow]:

@@ -182,7 +182,8 @@ class Run:
             if out is not None:
                 self._tell_waiting(progress)
                 out.progress = progress
-                self._writer.progress(job_id, progress.worker, progress.epoch, progress.accuracy)
+                where = f"{progress.worker} (waiting)" if progress.waiting else progress.worker
+                self._writer.progress(job_id, where, progress.epoch, progress.accuracy)
 
     def _tell_waiting(self, progress: Progress) -> None:
         """Once, however many workers wait for the same."""

@@ -5,22 +5,49 @@ import secrets
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from sqlalchemy import Connection, Row, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from search.artifacts import Artifacts
-from search.database import Database
+from search.artifacts import Artifacts, is_bucket, join, parent
+from search.database import PATIENCE, Database
 from search.errors import BadInput
-from search.lease import DURATION, Holder, Lease, holder
+from search.lease import DURATION, Holder, Lease, Watch, holder
 from search.ledger import Runs, create_tables, has_tables
 from search.names import check_run_name
-from search.rows import AttemptRow, History, JobRow, Loss, RunRow, read_attempts, read_history, read_jobs
-from search.studies import study_names
-from search.writer import Writer
+from search.noted import Noted, read_noted, read_unnoted
+from search.overview import Overview, read_overview
+from search.rows import (
+    AttemptRow,
+    History,
+    JobRow,
+    Loss,
+    RunRow,
+    Tensors,
+    read_attempts,
+    read_history,
+    read_jobs,
+    read_tensors,
+)
+from search.trials import study_names
 
-__all__ = ["AttemptRow", "Deleted", "History", "Holder", "JobRow", "Loss", "RunRow", "Store", "Writer", "open_store"]
+if TYPE_CHECKING:
+    from search.writer import Writer
+
+__all__ = [
+    "AttemptRow",
+    "Deleted",
+    "History",
+    "Holder",
+    "JobRow",
+    "Loss",
+    "Overview",
+    "RunRow",
+    "Store",
+    "Watch",
+    "open_store",
+]
 
 Result = TypeVar("Result")
 
@@ -41,15 +68,24 @@ class Store:
     """The runs of a database. Reading needs no lease and starts nothing; it holds credentials, so no pickling.
 
     Args:
-        artifacts: The folder in which new runs make theirs, or None: :data:`ARTIFACTS`.
+        artifacts: Where new runs lay their tensors, a folder or ``s3://BUCKET/PREFIX``; None: :data:`ARTIFACTS`.
         lease: Seconds that a lease lasts beyond its last renewal.
+        patience: Seconds for which artifacts are tried again while they cannot be reached.
     """
 
-    def __init__(self, database: Database, artifacts: str | None = None, *, lease: float = DURATION) -> None:
+    def __init__(
+        self,
+        database: Database,
+        artifacts: str | None = None,
+        *,
+        lease: float = DURATION,
+        patience: float = PATIENCE,
+    ) -> None:
         self.database = database
         self._home = os.getcwd() if database.path is None else str(database.path.parent)
         self._given = None if artifacts is None else Artifacts(artifacts).location
         self._lease = lease
+        self._patience = patience
         self._has_tables = False
 
     def __reduce__(self) -> NoReturn:
@@ -71,13 +107,22 @@ class Store:
 
     @property
     def artifacts(self) -> str:
-        """The folder in which new runs make theirs."""
+        """The folder, or the place in a bucket, in which every new run makes one of its own."""
         return self._given or os.path.join(self._home, ARTIFACTS)
+
+    def place(self, name: str) -> str:
+        """The folder, or the place in a bucket, in which the run of that name has its artifacts, or will have them."""
+        row = self.run(name)
+        return self.artifacts if row is None or self._given is not None else parent(row.artifacts)
 
     def runs(self) -> list[RunRow]:
         """Every run, the oldest first."""
         runs = select(*Runs.__table__.columns).order_by(Runs.id)
         return self._read(lambda connection: [self._run_row(row) for row in connection.execute(runs)], [])
+
+    def overview(self) -> list[Overview]:
+        """Every run in short, the oldest first."""
+        return self._read(lambda connection: read_overview(connection, self.database), [])
 
     def run(self, name: str) -> RunRow | None:
         """The run of that name, or None."""
@@ -102,9 +147,25 @@ class Store:
         """The jobs that are handed out. Where :meth:`holder` is not live, nobody works on them any more."""
         return self._read(lambda connection: read_jobs(connection, _id(connection, name)), [])
 
+    def tensors(self, name: str) -> list[Tensors]:
+        """Every artifact that the run's rows name."""
+        return self._read(lambda connection: read_tensors(connection, _id(connection, name)), [])
+
     def attempts(self, name: str) -> list[AttemptRow]:
         """Every driver that ran it, the first one first."""
         return self._read(lambda connection: read_attempts(connection, _id(connection, name)), [])
+
+    def unnoted(self, name: str) -> list[tuple[int, int]]:
+        """The committed tasks, as (replica, task), whose study lacks its note: see :mod:`search.noted`."""
+        return self._read(lambda connection: read_unnoted(connection, _id(connection, name), name), [])
+
+    def noted(self, name: str, replica: int, task: int) -> Noted | None:
+        """What the note of a committed task is made from; None where its commit or its study is gone.
+
+        Raises:
+            Damage: A row cannot be read.
+        """
+        return self._read(lambda connection: read_noted(connection, _id(connection, name), name, replica, task), None)
 
     def holder(self, name: str) -> Holder | None:
         """Who holds the run's lease, or None."""
@@ -115,6 +176,21 @@ class Store:
 
         return self._read(look, None)
 
+    def watch(self, name: str) -> Watch | None:
+        """A look at the run's lease: the first one, so that a later one can tell whether its holder is there; None:
+        there is no such run.
+
+        Raises:
+            Held: A live driver has it.
+            BadInput: It was deleted just now.
+        """
+        run_id = self._read(lambda connection: _id(connection, name), None)
+        if run_id is None:
+            return None
+        watch = Watch(self.database, run_id, name, self._lease)
+        watch.look()
+        return watch
+
     def take(
         self,
         name: str,
@@ -123,9 +199,11 @@ class Store:
         data: str,
         artifacts: str | None = None,
         versions: dict[str, str],
+        watch: Watch | None = None,
+        take_over: bool = False,
         wait: Callable[[str], None] | None = None,
         layers: Sequence[str] = (),
-    ) -> Writer:
+    ) -> "Writer":
         """Take a run into this process's hands: make its row if it is new, take the lease, close dead jobs.
 
         This is the first thing that writes: file and tables are made here where they are missing.
@@ -133,33 +211,67 @@ class Store:
         The row of a run that is there stays as it is: compare it with the experiment once the lease is taken.
 
         Args:
-            artifacts: The folder in which the run's own lies or is made; None: where it is, or :attr:`artifacts`.
+            artifacts: In what the run's own folder lies or is made; None: where it is, or :attr:`artifacts`.
             versions: What this attempt runs with.
-            wait: Told, once, whose lease is waited for and until when.
+            watch: What :meth:`watch` gave.
+            take_over: Take the lease of a holder that is gone without waiting for its end.
+            wait: Told, once, whose lease is waited for and until when; and from whom it was taken over.
             layers: See :class:`Writer`.
 
         Raises:
             Held: A live driver has it.
-            BadInput: A bad name, a folder that cannot be written or lacks the run's tensors, a run being deleted,
-                tables of another version.
+            BadInput: A bad name, a folder or bucket that cannot be used or lacks the run's tensors, a run being
+                deleted, tables of another version.
         """
+        from search.writer import Writer  # with Optuna, which who only reads need not wait for
+
         check_run_name(name)
         given = self._given if artifacts is None else Artifacts(artifacts).location
+        if self.run(name) is None:
+            # Before there is a row of a run that could not begin.
+            self.open_artifacts(given or self.artifacts).prepare()
         create_tables(self.database)
-        parent = self._relative(given or self.artifacts)
-        run_id = self.database.retry(lambda: self._make_run(name, experiment_json, data, parent))
-        lease = Lease.acquire(self.database, run_id, name, duration=self._lease, wait=wait)
+        place = self._relative(given or self.artifacts)
+        run_id = self.database.retry(lambda: self._make_run(name, experiment_json, data, place))
+        lease = Lease.acquire(
+            self.database, run_id, name, duration=self._lease, watch=watch, take_over=take_over, wait=wait
+        )
         with ExitStack() as undo:
             undo.callback(lease.release)
+            lease.keep()
             row = self.run(name)
             if row is None or row.state == "deleting":
                 raise BadInput(f"run {name} is being deleted; end that first: clnp-search delete {name}")
             location = row.artifacts if given is None else self._moved(row, given)
-            folder = Artifacts(location)
-            folder.prepare()
-            writer = Writer(self.database, lease, run_id, name, folder, layers=layers)
-            writer.begin(versions, artifacts=self._relative(os.path.dirname(location)))
+            mine = self.open_artifacts(location)
+            mine.prepare(again=True)
+            writer = Writer(self.database, lease, run_id, name, mine, layers=layers)
+            writer.begin(versions, artifacts=self._relative(parent(location)))
+            if lease.taken_over:
+                writer.note(lease.taken_over)
+                if wait is not None:
+                    wait(lease.taken_over)
+            undo.pop_all()
+        return writer
+
+    def annotate(self, name: str) -> "Writer":
+        """Take a run to write what its studies carry; its state and its attempts stay as they are.
+
+        Raises:
+            Held: A driver has it.
+            BadInput: There is none of that name.
+        """
+        from search.writer import Writer
+
+        run_id = self._read(lambda connection: _id(connection, name), None)
+        row = self.run(name)
+        if run_id is None or row is None:
+            raise BadInput(f"there is no run {name} in {self.url}")
+        lease = Lease.acquire(self.database, run_id, name, duration=self._lease)
+        with ExitStack() as undo:
+            undo.callback(lease.release)
             lease.keep()
+            writer = Writer(self.database, lease, run_id, name, self.open_artifacts(row.artifacts))
             undo.pop_all()
         return writer
 
@@ -170,6 +282,8 @@ class Store:
             Held: A driver has it.
             BadInput: There is none of that name.
         """
+        from search.writer import Writer
+
         run_id = self._read(lambda connection: _id(connection, name), None)
         row = self.run(name)
         if run_id is None or row is None:
@@ -177,16 +291,41 @@ class Store:
         lease = Lease.acquire(self.database, run_id, name, duration=self._lease)
         with ExitStack() as undo:
             undo.callback(lease.release)
-            writer = Writer(self.database, lease, run_id, name, Artifacts(row.artifacts))
             lease.keep()
+            writer = Writer(self.database, lease, run_id, name, self.open_artifacts(row.artifacts))
             studies: list[str] = self._read(lambda connection: study_names(connection, f"{name}/replica-"), [])
             rows, removed = writer.delete(studies)
             undo.pop_all()
         return Deleted(len(studies), rows, removed)
 
+    def open_artifacts(self, location: str) -> Artifacts:
+        """Artifacts that are waited for as the database is: told in the same place, and not for who is to end.
+
+        Raises:
+            BadInput: See :class:`~search.artifacts.Artifacts`.
+        """
+        return Artifacts(location, patience=self._patience, on_wait=self._tell, pause=self.database.pause)
+
+    def look(self, work: Callable[[Connection], Result]) -> Result:
+        """What ``work`` reads of Optuna's tables, tried again while the database is away. It writes nothing.
+
+        Raises:
+            Unavailable: See :meth:`~search.database.Database.retry`.
+        """
+
+        def attempt() -> Result:
+            with self.database.engine.connect() as connection:
+                return work(connection)
+
+        return self.database.retry(attempt)
+
     def close(self) -> None:
         """Close every idle connection."""
         self.database.close()
+
+    def _tell(self, text: str) -> None:
+        if self.database.on_outage is not None:
+            self.database.on_outage(text)
 
     def _read(self, look: Callable[[Connection], Result], nothing: Result) -> Result:
         """What ``look`` finds, or ``nothing`` before the first run made the tables."""
@@ -194,11 +333,7 @@ class Store:
         if not self._has_tables:
             return nothing
 
-        def attempt() -> Result:
-            with self.database.engine.connect() as connection:
-                return look(connection)
-
-        return self.database.retry(attempt)
+        return self.look(look)
 
     def _make_run(self, name: str, experiment: dict[str, Any], data: str, artifacts: str) -> int:
         """The run's id; its row is made where it is missing."""
@@ -221,25 +356,27 @@ class Store:
             data=row.data,
             state=row.state,
             reason=row.reason,
-            artifacts=os.path.join(self._home, row.artifacts, row.folder),
+            artifacts=join(self._home, row.artifacts, row.folder),
             created=row.created,
             updated=row.updated,
         )
 
-    def _relative(self, folder: str) -> str:
+    def _relative(self, place: str) -> str:
         """A folder as the ledger keeps it: one beside the SQLite file moves with it."""
-        if self.database.path is not None and os.path.commonpath([folder, self._home]) == self._home:
-            return os.path.relpath(folder, self._home)
-        return folder
+        if self.database.path is None or is_bucket(place):
+            return place
+        beside = os.path.commonpath([place, self._home]) == self._home
+        return os.path.relpath(place, self._home) if beside else place
 
-    def _moved(self, row: RunRow, parent: str) -> str:
-        """The run's folder in ``parent``: where it lies already, or where somebody moved it, or where nothing was."""
-        location = os.path.join(parent, os.path.basename(row.artifacts))
-        if row.artifacts in (location, parent):
+    def _moved(self, row: RunRow, given: str) -> str:
+        """Where in ``given`` the run's tensors are: where they are already, or were moved to, or where none were."""
+        location = join("", given, os.path.basename(row.artifacts))
+        if row.artifacts in (location, given):
             return row.artifacts
-        if not os.path.isdir(location) and Artifacts(row.artifacts).list():
+        if not self.open_artifacts(location).exists() and self.open_artifacts(row.artifacts).list():
+            what = "copy" if is_bucket(row.artifacts) or is_bucket(location) else "move"
             raise BadInput(
-                f"the tensors of run {row.name} are in {row.artifacts}; move that folder to {location} first"
+                f"the tensors of run {row.name} are in {row.artifacts}; {what} that folder to {location} first"
             )
         return location
 
@@ -250,7 +387,7 @@ def open_store(
     *,
     create: bool = True,
     lease: float = DURATION,
-    patience: float = 60.0,
+    patience: float = PATIENCE,
     on_outage: Callable[[str], None] | None = None,
 ) -> Store:
     """The store in a database. Nothing is made or changed before somebody takes or deletes a run.
@@ -260,7 +397,7 @@ def open_store(
         artifacts: See :class:`Store`.
         create: Whether file and tables may still be missing: the first run that is taken makes them.
         lease: See :class:`Store`.
-        patience: Seconds for which an operation is tried again while the database is away.
+        patience: Seconds for which an operation is tried again while database or artifacts are away.
         on_outage: Told once an outage.
 
     Raises:
@@ -269,7 +406,7 @@ def open_store(
     database = Database(url, create=create, patience=patience, on_outage=on_outage)
     if not has_tables(database) and not create:
         raise BadInput(f"{database.url} holds no runs of clnp-search; `clnp-search run` makes the tables")
-    return Store(database, artifacts, lease=lease)
+    return Store(database, artifacts, lease=lease, patience=patience)
 
 
 def _id(connection: Connection, name: str) -> int | None:

@@ -5,33 +5,28 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection, Select, String, cast, column, event, func, inspect, select, table
+from sqlalchemy import Connection, event, func, select
 from sqlalchemy.orm import Session
 
 from search.database import Database
 from search.errors import BadInput, Damage
 from search.names import cell_key
 from search.records import Cell, CellRecord
+from search.trials import with_trial
 
-__all__ = ["METRIC", "Studies", "finished", "study_names"]
+__all__ = ["METRIC", "Studies"]
 
 METRIC = "validation accuracy"
 
 # Wide enough for every grid seen; a value beyond them widens them, which Optuna allows within a study.
 _LOWEST, _HIGHEST = 1e-12, 1e3
-
-# Optuna's own tables, as far as reading needs them. Its storage class makes and migrates tables when it is opened,
-# which a reader must not.
-_STUDIES = table("studies", column("study_id"), column("study_name", String))
-_TRIALS = table("trials", column("trial_id"), column("study_id"), column("state", String))
-_ATTRIBUTES = table("trial_user_attributes", column("trial_id"), column("key"), column("value_json", String))
 
 
 class _Doubled(Exception):
@@ -115,20 +110,21 @@ class Studies:
             Damage: Somebody removed the study.
         """
         trial = _trial(record, layers, grid)
-        key = cell_key(record.cell)
+        # Of the study's trials the cell's own only, however many there are.
+        found = with_trial([study.study_name]).subquery()
+        own = found.c.key == json.dumps(cell_key(record.cell))
+        count = select(func.count()).select_from(found).where(own)
 
         def once(connection: Connection) -> None:
             check(connection)
             # Optuna locks the study before it adds a trial, so nobody else adds one between this look and its commit.
             # It also tries again by itself, after a commit whose answer was lost too.
-            found = _finished([study.study_name]).subquery()
-            count = select(func.count()).select_from(found).where(found.c.key == json.dumps(key))
             if connection.execute(count).scalar_one() > 1:
                 raise _Doubled
 
         def add() -> None:
             with self._database.engine.connect() as connection:
-                if (study.study_name, key) in finished(connection, [study.study_name]):
+                if connection.execute(count).scalar_one():
                     return
             with self._checked(once):
                 study.add_trial(trial)
@@ -177,36 +173,6 @@ class Studies:
         if self._check is not None:
             session.flush()
             self._check(session.connection())
-
-
-def study_names(connection: Connection, prefix: str) -> list[str]:
-    """The names of the studies that begin so."""
-    if not inspect(connection).has_table(_STUDIES.name):
-        return []
-    name = _STUDIES.c.study_name
-    return list(
-        connection.execute(select(name).where(name.startswith(prefix, autoescape=True)).order_by(name)).scalars()
-    )
-
-
-def finished(connection: Connection, names: Sequence[str]) -> set[tuple[str, str]]:
-    """The cells that have a finished trial in one of these studies: (study name, cell key)."""
-    if not inspect(connection).has_table(_ATTRIBUTES.name):
-        return set()
-    return {(row.study_name, json.loads(row.key)) for row in connection.execute(_finished(names))}
-
-
-def _finished(names: Sequence[str]) -> Select[Any]:
-    return (
-        select(_STUDIES.c.study_name, _ATTRIBUTES.c.value_json.label("key"))
-        .join(_TRIALS, _TRIALS.c.study_id == _STUDIES.c.study_id)
-        .join(_ATTRIBUTES, _ATTRIBUTES.c.trial_id == _TRIALS.c.trial_id)
-        .where(
-            _STUDIES.c.study_name.in_(names),
-            _ATTRIBUTES.c.key == "cell",
-            cast(_TRIALS.c.state, String).in_(["COMPLETE", "FAIL"]),
-        )
-    )
 
 
 def _trial(record: CellRecord, layers: Sequence[str], grid: Sequence[Cell]) -> FrozenTrial:

@@ -6,6 +6,7 @@ from datetime import datetime
 
 __all__ = [
     "MANY",
+    "accuracies",
     "clock",
     "duration",
     "first_line",
@@ -23,6 +24,9 @@ __all__ = [
 
 MANY = 6
 """So many groups of units, or layers, still have a column or a number each; more are summed up."""
+
+_TASKS = 10
+"""So many tasks still have a number each."""
 
 _LINE = 300
 """Characters of a reason that a row of a table can hold."""
@@ -72,6 +76,13 @@ def members(cells: Sequence[int]) -> str:
             runs.append([cell])
     text = ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
     return f"cells {text}" if len(cells) > 1 else f"cell {text}"
+
+
+def accuracies(shares: Sequence[float]) -> str:
+    """The accuracy of every task in percent: ``97.31  96.02``, or of many tasks ``mean 96.40, last 95.11 (20)``."""
+    if len(shares) <= _TASKS:
+        return "  ".join(f"{100 * share:.2f}" for share in shares) or "–"
+    return f"mean {100 * sum(shares) / len(shares):.2f}, last {100 * shares[-1]:.2f} ({len(shares)})"
 
 
 def theta(value: float | None, *, digits: int = 6) -> str:

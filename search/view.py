@@ -16,7 +16,7 @@ from rich.text import Text
 from search.book import place
 from search.snapshot import Event, ReplicaState, RunningJob, Snapshot
 from search.tables.common import grid
-from search.text import duration, members, percent, units
+from search.text import MANY, accuracies, duration, members, percent, plural, units
 
 __all__ = ["Lines", "Screen", "View", "open_view", "render"]
 
@@ -28,6 +28,9 @@ _PERIOD = 60.0
 
 _REDRAW = 0.25
 """Seconds between two drawings of the table."""
+
+_ROWS = 10
+"""Rows that the table shows of replicas, and as many of jobs: with its lines between them as many as a terminal has."""
 
 _PATIENCE = 0.5
 """Seconds to wait for a terminal that takes no text, such as one that was stopped with Ctrl-S."""
@@ -187,27 +190,55 @@ def event_line(event: Event) -> str:
 
 
 def progress_line(snapshot: Snapshot) -> str:
-    """A snapshot as one line."""
+    """A snapshot as one line; of many replicas what they come to together."""
+    if len(snapshot.replicas) > MANY or len(snapshot.running) > _ROWS:
+        return _summary(snapshot)
     parts = [f"replica {state.index + 1} {_task(state)}{_cells(state, ', {} cells')}" for state in snapshot.replicas]
     running = [f"{_what(job)} {_epoch(job)}".strip() for job in snapshot.running]
     return "; ".join(parts) + (f"; running: {', '.join(running)}" if running else "")
 
 
+def _summary(snapshot: Snapshot) -> str:
+    """All replicas together: ``100 replicas: 1,234 of 2,000 tasks committed, …``."""
+    states = snapshot.replicas
+    committed, tasks = (sum(getattr(state, key) for state in states) for key in ("committed", "tasks"))
+    finished, cells, diverged = (sum(found) for found in zip(*map(_counts, states), strict=True))
+    text = f"{plural(len(states), 'replica')}: {committed:,} of {tasks:,} tasks committed"
+    if cells:
+        text += f"; of the open ones {finished:,} of {cells:,} cells"
+        text += f" ({diverged:,} diverged)" if diverged else ""
+    stopped = sum(state.stopped is not None for state in states)
+    text += f"; {plural(stopped, 'replica')} stopped" if stopped else ""
+    return text + (f"; {plural(len(snapshot.running), 'job')} running" if snapshot.running else "")
+
+
 def render(name: str, snapshot: Snapshot, elapsed: float) -> RenderableType:
-    """The table that the terminal shows."""
-    replicas = grid("replica", "task", "cells", "units free", "~test accuracy, %")
-    for state in snapshot.replicas:
-        tests = "  ".join(f"{100 * score.accuracy:.2f}" for score in state.tests)
-        free = units(state.free) or "–"
-        replicas.add_row(str(state.index + 1), _task(state), _cells(state, "{}"), free, tests or "–")
+    """The table that the terminal shows: of many replicas those that are furthest behind, of many jobs the first."""
+    shown = snapshot.replicas
     head = Text.assemble((name, "bold"), (f"  {duration(elapsed)}", "dim"))
-    if not snapshot.running:
-        return Group(head, replicas)
-    jobs = grid("running", "where", "epoch", "validation", "worker")
-    for job in snapshot.running:
-        accuracy = "" if job.accuracy is None else percent(job.accuracy)
-        jobs.add_row(_what(job), place(job.replica, job.task), _epoch(job), accuracy, job.worker or "waiting")
-    return Group(head, replicas, Text(), jobs)
+    parts: list[RenderableType] = [head]
+    many = len(shown) > _ROWS
+    if many:
+        parts.append(Text(_summary(snapshot)))
+        shown = tuple(sorted(shown, key=lambda state: (state.committed, state.finished, state.index))[:_ROWS])
+    replicas = grid("replica", "task", "cells", "units free", "mean test" if many else "~test accuracy, %")
+    for state in shown:
+        scores = [score.accuracy for score in state.tests]
+        tests = percent(sum(scores) / len(scores)) if many and scores else accuracies(scores)
+        free = units(state.free) or "–"
+        replicas.add_row(str(state.index + 1), _task(state), _cells(state, "{}"), free, tests)
+    parts += [replicas, *_more(len(snapshot.replicas), "replicas that have come further")]
+    if snapshot.running:
+        jobs = grid("running", "where", "epoch", "validation", "worker")
+        for job in snapshot.running[:_ROWS]:
+            accuracy = "" if job.accuracy is None else percent(job.accuracy)
+            jobs.add_row(_what(job), place(job.replica, job.task), _epoch(job), accuracy, job.worker or "waiting")
+        parts += [Text(), jobs, *_more(len(snapshot.running), "jobs")]
+    return Group(*parts)
+
+
+def _more(count: int, what: str) -> list[Text]:
+    return [Text(f"… and {count - _ROWS:,} more {what}", style="dim")] if count > _ROWS else []
 
 
 def _task(state: ReplicaState) -> str:
@@ -215,6 +246,10 @@ def _task(state: ReplicaState) -> str:
         return f"all {state.tasks} committed"
     where = f"task {state.committed + 1} of {state.tasks}"
     return where if state.stopped is None else f"stopped at {where}"
+
+
+def _counts(state: ReplicaState) -> tuple[int, int, int]:
+    return state.finished, state.cells, state.diverged
 
 
 def _cells(state: ReplicaState, form: str) -> str:

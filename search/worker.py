@@ -36,6 +36,7 @@ from clnp.training import Member, Settings, Trained, open_task, train
 from clnp.usage import Usage
 from search.artifacts import Artifacts
 from search.building import assembled, build_sequence, build_task, grown
+from search.delivered import find
 from search.errors import BadInput, Damage
 from search.experiment import Experiment
 from search.records import (
@@ -67,6 +68,11 @@ __all__ = [
 
 Report = Callable[[Progress], None]
 
+_WITHOUT_WINNER = (
+    "Every commit is whole without it. Without a copy the cells of this task have to be trained again: clnp-search "
+    "verify says how"
+)
+
 _PAUSE = 0.5
 """Seconds between two looks at whether to end, while artifacts are waited for."""
 
@@ -87,6 +93,7 @@ class WorkerSettings:
         gpu: Its share of a GPU, or how many: a worker with a share takes no more of the memory.
         patience: Seconds for which artifacts are tried again while they cannot be reached: what was trained is worth
             more than the wait.
+        delivered: The name under which data sets were brought to nodes that lack them, or None.
     """
 
     artifacts: str
@@ -96,6 +103,7 @@ class WorkerSettings:
     code: tuple[str, ...] = ()
     gpu: float = 1.0
     patience: float = 600.0
+    delivered: str | None = None
 
 
 def perform(job: Job, settings: WorkerSettings, report: Report = lambda _: None) -> JobResult:
@@ -193,7 +201,7 @@ class _Place:
         self.artifacts = Artifacts(settings.artifacts, prepared=True, patience=settings.patience, pause=self._pause)
         self._report = report
         self._told = Progress(worker_name(), 0, 0, None)
-        where = (settings.data_dir, settings.code)
+        where = (find(settings.delivered, settings.data_dir), settings.code)
         self.sequence = build_sequence(self.experiment, job.replica, *where)
         # A commit measures the earlier tasks again: on other data their scores would be of something else.
         for task, opened in enumerate(job.earlier if isinstance(job, CommitJob) else ()):
@@ -419,7 +427,7 @@ class _Commit(_Place):
             Damaged: It is not the one that was recorded.
         """
         job, validation = self._job, self.task.validation
-        tensors = decode(self.artifacts.get(job.artifact))
+        tensors = decode(self._winner())
         names = [group.name for group in self.network.groups]
         if missing := [name for name in names if _ACTIVITY + name not in tensors]:
             raise Damaged(f"artifact {job.artifact} holds no activity of {', '.join(missing)}")
@@ -435,6 +443,12 @@ class _Commit(_Place):
         correct = count_correct(subnetwork(network, job.task), validation)
         self._compare(claims, correct, expected, len(rounds))
         return network, Score(correct, len(validation)), diagnose(network, activity), rounds
+
+    def _winner(self) -> bytes:
+        try:
+            return self.artifacts.get(self._job.artifact, recovery=_WITHOUT_WINNER)
+        except Damage as error:
+            raise Damage(f"the tensors of cell {self._job.winner.index}: {error}") from None
 
     def _compare(self, claims: Claims, correct: int, expected: tuple[tuple[int, ...], int], rounds: int = 0) -> None:
         job, claimed = self._job, tuple(int(claims[group.name].sum()) for group in self.network.groups)

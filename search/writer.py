@@ -11,19 +11,24 @@ from typing import Any, Literal, NoReturn, Self, TypeVar
 from sqlalchemy import Connection, func, insert, select, update
 
 from search.artifacts import Artifacts
+from search.attributes import Carried, read_carried, write_carried
 from search.book import JobEnd
 from search.database import Database
 from search.errors import Damage, LeaseLost
 from search.lease import Lease, this_process
 from search.ledger import Attempts, Cells, Commits, Jobs, Openings, Runs, delete_rows, read
 from search.names import cell_key, study_name
-from search.records import CellRecord, CommitRecord, Opening, Provenance, dump
+from search.records import CellRecord, CommitRecord, JobKind, Opening, Provenance, dump
 from search.rows import read_cell, read_opening
-from search.studies import Studies, finished
+from search.studies import Studies
+from search.trials import finished
 
 __all__ = ["Writer"]
 
 Result = TypeVar("Result")
+
+_FEW = 1000
+"""So many values fit into a query."""
 
 # A row of progress a second and job is enough for anybody who looks on.
 _PROGRESS_INTERVAL = 1.0
@@ -122,7 +127,7 @@ class Writer:
 
         self._attempt = self._write(work)
         self.artifacts.sweep()
-        self._remove_dropped()
+        self._remove_dropped(self.artifacts.list())
 
     def open_task(self, opening: Opening) -> None:
         """Write down a task's cells and stacks, and make its study.
@@ -147,7 +152,7 @@ class Writer:
             self._openings[opening.replica, opening.task] = opening
             self._studies.open(study_name(self.name, opening.replica, opening.task), self._lease.check)
 
-    def hand_out(self, kind: Literal["stack", "commit"], replica: int, task: int, cells: tuple[int, ...]) -> int:
+    def hand_out(self, kind: JobKind, replica: int, task: int, cells: tuple[int, ...]) -> int:
         """Open a job's row and give its id."""
         nonce = secrets.token_hex(16)
 
@@ -255,6 +260,22 @@ class Writer:
 
         self._write(work)
 
+    def carry(self, replica: int, task: int, change: Callable[[Carried], Carried]) -> bool:
+        """Change what a task's study carries beside its trials, in one step; False where the study is gone.
+
+        Args:
+            change: What it carries → what of it is set anew. May be called more than once.
+        """
+        name = study_name(self.name, replica, task)
+
+        def work(connection: Connection) -> bool:
+            held = read_carried(connection, name)
+            if held is not None:
+                write_carried(connection, change(held))
+            return held is not None
+
+        return self._write(work)
+
     def remove_artifacts(self, artifacts: Collection[str]) -> None:
         """Give up these tensors (SHA-256) of committed tasks.
 
@@ -277,7 +298,7 @@ class Writer:
         with self._lock:
             if artifacts:
                 self._write(work)
-                self._remove_dropped()
+                self._remove_dropped(artifacts)
 
     def update_run(self, experiment_json: dict[str, Any]) -> None:
         """Write down the experiment as it is now: more replicas or tasks, other workers."""
@@ -377,17 +398,19 @@ class Writer:
             place = {"run_id": self._run, "replica": replica, "task": task, "cell": record.cell.index}
             connection.execute(insert(Cells).values(**place, **values))
 
-    def _remove_dropped(self) -> None:
-        """Remove the tensors that were given up and that no row still needs."""
+    def _remove_dropped(self, among: Collection[str]) -> None:
+        """Of these tensors, remove those that were given up and that no row still needs."""
 
         def needed(connection: Connection) -> set[str]:
-            mine = Cells.run_id == self._run, Cells.artifact.is_not(None)
+            # Of a task's losers only their rows are looked at, however many the run has; a start looks at all of them.
+            few = [Cells.artifact.in_(among)] if len(among) <= _FEW else []
+            mine = Cells.run_id == self._run, Cells.artifact.is_not(None), *few
             dropped = set(connection.execute(select(Cells.artifact).where(*mine, Cells.dropped)).scalars())
             kept = set(connection.execute(select(Cells.artifact).where(*mine, ~Cells.dropped)).scalars())
             commits = set(connection.execute(select(Commits.artifact).where(Commits.run_id == self._run)).scalars())
             return {sha256 for sha256 in dropped - kept - commits if sha256}
 
-        for sha256 in sorted(self._write(needed)):
+        for sha256 in sorted(self._write(needed).intersection(among)):
             self.artifacts.remove(sha256)
 
     def _where(self, replica: int, task: int) -> str:

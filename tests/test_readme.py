@@ -53,7 +53,7 @@ def test_ones_own_network_and_tasks_take_under_forty_lines(tmp_path: Path) -> No
 
 def test_every_command_in_the_table_exists() -> None:
     named = re.findall(r"^\| `clnp-search (.*?)` \|", README, re.MULTILINE)
-    assert len(named) == 12
+    assert len(named) == 18
     for command in named:
         words = (
             re.sub(r"[\[\]]", "", command)

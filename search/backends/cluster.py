@@ -5,7 +5,6 @@ import logging
 import os
 import secrets
 import shutil
-import socket
 import tempfile
 import warnings
 from pathlib import Path
@@ -13,10 +12,12 @@ from typing import Any
 
 import psutil
 
+from search.backends import joining
+from search.backends.reasons import first_line
 from search.errors import BadInput, Unavailable
 from search.machine import Node, Pool
 
-__all__ = ["Cluster", "prepare", "silence"]
+__all__ = ["Cluster", "look", "prepare", "silence"]
 
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the old output, which is silent when it is told to be
@@ -32,11 +33,11 @@ _ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # they come through the run
 }
 
+_PATIENCE = "3"
+"""Seconds that Ray's client asks a head, several times in turn, before it gives up."""
+
 _OBJECTS = 128 * 2**20
 """Bytes of Ray's object store: jobs and records are JSON of some kilobytes."""
-
-_REACH = 10.0
-"""Seconds that the head of a cluster may take to answer."""
 
 _PREFIX = "clnp-ray-"
 
@@ -44,14 +45,16 @@ _LONGEST_TEMPORARY = 12
 """Characters of a temporary folder's path under which Ray's sockets still have names that a system allows (107)."""
 
 
-def prepare() -> None:
+def prepare(*, own: bool) -> None:
     """Set what Ray reads from the environment. Must come before Ray is imported.
 
     A cluster of our own asks for a token, which is new each time and in memory alone: Ray would write one into the
-    home folder.
+    home folder. One that runs has its own, or none: a driver with another loses its actors.
     """
     os.environ.update(_ENVIRONMENT)
-    if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+    if not own:
+        os.environ.setdefault("RAY_py_gcs_connect_timeout_s", _PATIENCE)
+    if own and not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 
@@ -61,6 +64,35 @@ def silence() -> None:
     logger.setLevel(logging.CRITICAL + 1)
     logger.propagate = False
     warnings.filterwarnings("ignore", module=r"ray\b.*")
+
+
+def look(address: str) -> list[Node]:
+    """The nodes of a cluster that runs, which is only read.
+
+    Raises:
+        BadInput, Unavailable: As :meth:`Cluster.join`.
+    """
+    prepare(own=False)
+    import ray  # noqa: F401
+
+    from search.backends.nodes import read_nodes
+
+    silence()
+    _refuse_client(address)
+    return read_nodes(joining.machines(joining.find(address)))
+
+
+def _refuse_client(address: str) -> None:
+    """Refuse an address of Ray Client.
+
+    Raises:
+        BadInput: It is one.
+    """
+    if address.startswith("ray://"):
+        raise BadInput(
+            f"--address {address}: Ray Client cannot carry a run; give host:port from a machine of the cluster, or "
+            f"send it there as a job: clnp-search submit"
+        )
 
 
 class Cluster:
@@ -75,11 +107,8 @@ class Cluster:
     """
 
     def __init__(self, address: str | None) -> None:
-        if address is not None and address.startswith("ray://"):
-            raise BadInput(
-                f"--address {address}: Ray Client cannot carry a run; give host:port from a machine of the cluster, or "
-                f"submit the command there as a job: ray job submit -- clnp-search run …"
-            )
+        if address is not None:
+            _refuse_client(address)
         self.address = address
         parent = tempfile.gettempdir()
         short = parent if len(parent) <= _LONGEST_TEMPORARY or os.name == "nt" else "/tmp"
@@ -87,44 +116,52 @@ class Cluster:
         self.folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=short)
         """Where Ray and Tune keep their files; removed at the end."""
 
-    def start(self, pool: Pool | None) -> None:
-        """Start Ray with room for a pool of workers, or connect to the one that runs. Takes seconds.
+    def start(self, pool: Pool) -> None:
+        """Start a Ray of our own with room for a pool of workers. Takes seconds.
 
         Raises:
-            Unavailable: It does not start, or nothing answers at the address.
+            Unavailable: It does not start.
         """
+        joining.read_token_again()
+        self._init(
+            address="local",  # without it Ray joins whatever runs on this machine
+            num_cpus=pool.workers * pool.cpu,
+            include_dashboard=False,
+            object_store_memory=_OBJECTS,
+            _temp_dir=self.folder,
+        )
+
+    def join(self) -> str:
+        """Become a driver of the cluster that runs; its head's ``host:port``.
+
+        Raises:
+            BadInput: It runs other versions, does not let us in, or has no node on this machine.
+            Unavailable: It cannot be reached.
+        """
+        if self.address is None:
+            raise RuntimeError("there is no cluster to join")
+        head = joining.find(self.address)
+        if not joining.here():
+            raise BadInput(
+                f"--address {self.address}: no node of a cluster runs on this machine, and a driver needs one; run the "
+                f"command on a machine of the cluster, or send it there: clnp-search submit"
+            )
+        self._init(address=head)
+        return head
+
+    def _init(self, **options: Any) -> None:
         import ray
         import ray._private.utils
 
         # Ray keeps a driver's command line as its job's entry point and shows it to everybody on the cluster: the
         # password of a --storage URL with it.
         ray._private.utils.get_entrypoint_name = lambda: "clnp-search"
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": False}
         try:
-            if self.address is not None or pool is None:
-                _reach(self.address)
-                ray.init(address=self.address, **quiet)
-                return
-            ray.init(
-                address="local",  # without it Ray joins whatever runs on this machine
-                num_cpus=pool.workers * pool.cpu,
-                include_dashboard=False,
-                object_store_memory=_OBJECTS,
-                _temp_dir=self.folder,
-                **quiet,
-            )
+            ray.init(log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False, **options)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             where = "on this machine" if self.address is None else f"at {self.address}"
-            why = str(error).removesuffix(".")
+            why = first_line(str(error)).removesuffix(".")
             raise Unavailable(f"Ray does not start {where}: {why}. The same command tries again") from error
-
-    def nodes(self) -> list[Node]:
-        """The machines of a cluster that runs, as they are now."""
-        import ray
-
-        found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        resources = [node["Resources"] for node in found if node["Alive"]]
-        return [Node(int(each.get("CPU", 0)), int(each.get("GPU", 0))) for each in resources]
 
     def stop(self) -> None:
         """Disconnect and, of a Ray of our own, end every process and remove its files."""
@@ -159,10 +196,3 @@ def _sweep(parent: str) -> None:
         pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _reach(address: str | None) -> None:
-    """Try the address: Ray itself would ask again for minutes."""
-    host, _, port = (address or "").rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH).close()

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,16 @@ class Progressed:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A job whose worker died or raised; ``blame``: it may have been the job's doing."""
+    """A job whose worker died or raised.
+
+    Attributes:
+        node: Of a cluster, where that worker was; None: not known.
+        blame: Whether it may have been the job's doing, by what Ray says.
+    """
 
     job: int
     reason: str
+    node: str | None = None
     blame: bool = True
 
 
@@ -149,13 +156,14 @@ class Parking(_Unpickled, TrialScheduler):
 
     def __init__(self, exchange: Exchange, pool: Pool | None = None, nodes: Nodes | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.node_of: dict[str, str] = {}
+        """Trial → node, of those that are heard of."""
         self.withdrawn: set[str] = set()
         """Trials that ended before they had a worker."""
         self._exchange = exchange
         self._pool = pool
         self._nodes = nodes
         self._gone: frozenset[str] = frozenset()
-        self._node_of: dict[Trial, str] = {}
         self._waiting: set[Trial] = set()
         self._parked: deque[Trial] = deque()
         self._waking: Trial | None = None
@@ -172,12 +180,15 @@ class Parking(_Unpickled, TrialScheduler):
             return
         self._waiting.add(trial)
         # Tune hands a worker on between equal requests alone.
-        passed_on = None if self._waking is None else self._waking.placement_group_factory
+        passed_on = None
+        if self._waking is not None:
+            passed_on = self._waking.placement_group_factory
+            self.node_of[trial.trial_id] = self.node_of[self._waking.trial_id]
         trial.update_resources(passed_on or self._request(self._nodes))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if "node" in result:
-            self._node_of[trial] = result["node"]
+            self.node_of[trial.trial_id] = result["node"]
         if "result" not in result:
             return str(TrialScheduler.CONTINUE)
         self._parked.append(trial)
@@ -189,15 +200,13 @@ class Parking(_Unpickled, TrialScheduler):
             self._gone = self._nodes.gone
             self._clear(tune_controller)
         if self._waking is not None:
-            tune_controller.stop_trial(self._waking)
-            self._node_of.pop(self._waking, None)
+            self._wake(tune_controller, self._waking)
             self._waking = None
         while self._exchange.over.is_set() and self._parked:
             tune_controller.stop_trial(self._parked.popleft())
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Its worker is gone, and was not parked."""
-        self._node_of.pop(trial, None)
+        """Nothing: its worker is gone, and was not parked."""
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """Nothing: only parked trials complete."""
@@ -216,10 +225,21 @@ class Parking(_Unpickled, TrialScheduler):
         among = f"in({','.join(nodes.usable)})"
         return tune.PlacementGroupFactory([bundle], bundle_label_selector=[{"ray.io/node-id": among}])
 
+    def _wake(self, tune_controller: Any, trial: Trial) -> None:
+        """End a parked trial, so that its worker is free for the one that was added."""
+        if self._nodes is None:
+            tune_controller.stop_trial(trial)
+            return
+        # While a trial with another request waits for a worker, Tune keeps none whose request nobody is known to want.
+        cache, request = tune_controller._actor_cache, trial.placement_group_factory
+        cache.increase_max(request)
+        tune_controller.stop_trial(trial)
+        cache.decrease_max(request)
+
     def _clear(self, tune_controller: Any) -> None:
         """Drop what is parked on nodes that went, and end what waits for a worker."""
         for trial in [*self._parked, *([self._waking] if self._waking else [])]:
-            if self._node_of.get(trial) in self._gone:
+            if self.node_of.get(trial.trial_id) in self._gone:
                 # Not stop_trial, which would hand the dead worker on. This frees what Ray reserves elsewhere for it.
                 tune_controller._process_trial_failure(trial, exception=TuneError("its node is gone"))
                 if trial is self._waking:
@@ -260,11 +280,12 @@ class Delivery(_Unpickled, TrialProgressCallback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         job = self._jobs.of.pop(trial.trial_id, None)
         if job is not None:
-            why = _why(trial)
-            self._events.put(Ended(job, why, blame=not any(said in why for said in _NODE_DIED)))
+            why, node = _why(trial), self._parking.node_of.pop(trial.trial_id, None)
+            self._events.put(Ended(job, why, node, blame=not any(said in why for said in _NODE_DIED)))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         job = self._jobs.of.pop(trial.trial_id, None)
+        self._parking.node_of.pop(trial.trial_id, None)
         if job is not None and trial.trial_id in self._parking.withdrawn:
             self._parking.withdrawn.discard(trial.trial_id)
             self._events.put(Ended(job, "a node went before it had a worker", blame=False))
@@ -289,11 +310,16 @@ def _why(trial: Trial) -> str:
 
 
 def work(config: dict[str, Any]) -> None:
-    """A Tune trial: do one job and report its result. Runs in a worker process."""
+    """A Tune trial: do one job and report its result. Runs in a worker process.
+
+    Its first report says where it is, so that a job that is lost before it was heard of is not held against its cells
+    if it was its node that went.
+    """
     text = config["job"]
     job = load_job(config["kind"], text)
     settings = load(WorkerSettings, config["settings"])
     node = ray.get_runtime_context().get_node_id()
+    _say_where(node)
     last = 0.0
 
     def report(progress: Progress) -> None:
@@ -303,3 +329,9 @@ def work(config: dict[str, Any]) -> None:
             tune.report({"progress": dump(progress), "node": node})
 
     tune.report({"result": dump(perform(job, settings, report)), "node": node})
+
+
+@lru_cache
+def _say_where(node: str) -> None:
+    """Once a worker: each report costs a step of Tune's loop."""
+    tune.report({"node": node})

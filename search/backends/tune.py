@@ -2,7 +2,9 @@
 
 import queue
 import uuid
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -12,15 +14,19 @@ from search.backends.live import LiveBackend
 from search.backends.reasons import first_line, reason
 from search.errors import Unavailable
 from search.experiment import Experiment
-from search.machine import Pool, form_pool, this_machine
+from search.machine import Needs, Pool, form_pool, this_machine
 from search.records import JobResult, Progress, load
 from search.run import Run
 from search.worker import WorkerSettings
 
 if TYPE_CHECKING:
     from search.backends.hooks import Ended, Exchange, Progressed, Returned
+    from search.backends.nodes import Nodes
 
 __all__ = ["Tune"]
+
+_MANY = 10_000
+"""More trials at once than any cluster has workers."""
 
 _POLL = 0.1
 """Seconds between looks at whether to stop or Tune has ended, while nothing happens."""
@@ -33,31 +39,46 @@ class Tune(LiveBackend):
     makes every call of the run. Between the two is an :class:`~search.backends.hooks.Exchange`. Workers are started
     once and kept.
 
-    It begins to import Ray when it is made, which takes seconds; :meth:`start` then starts Ray in the background.
+    It begins to import Ray when it is made, which takes seconds; :meth:`start` then starts Ray in the background. A
+    cluster that runs is joined by :meth:`form_pool`, which asks its nodes what they have; while the run lasts nodes may
+    go and come, and with ``workers: auto`` it has as many workers as fit on those that are there.
 
     Args:
         address: Of a Ray cluster that runs; None: one of our own on this machine.
+        needs: What every node of such a cluster must have.
+        note: Told, a line each, what happens to its nodes.
     """
 
-    def __init__(self, address: str | None = None) -> None:
+    def __init__(
+        self, address: str | None = None, *, needs: Needs | None = None, note: Callable[[str], None] = lambda _: None
+    ) -> None:
         super().__init__()
         self._cluster = Cluster(address)
+        self._needs = needs
+        self._note = note
+        self._nodes: Nodes | None = None
         self._ray = ThreadPoolExecutor(1, thread_name_prefix="ray")
-        self._ready: Future[None] = self._ray.submit(_import_ray)
+        self._ready: Future[None] = self._ray.submit(_import_ray, address is None)
         self._pool: Pool | None = None
         self._settings: WorkerSettings | None = None
 
     def form_pool(self, experiment: Experiment) -> Pool:
-        """Of this machine; or of those of a cluster, which is waited for."""
+        """Of this machine; or of the nodes of a cluster, each of which is asked what it has.
+
+        Raises:
+            BadInput: Also where a node lacks something.
+        """
         if self._cluster.address is None:
             return form_pool(experiment, [this_machine()])
-        self._ready = self._ray.submit(self._start, None)
         self._ready.result()
-        return form_pool(experiment, self._ray.submit(self._cluster.nodes).result())
+        pool: Future[Pool] = self._ray.submit(self._join, experiment)
+        return pool.result()
 
     def start(self, pool: Pool, settings: WorkerSettings) -> None:
         self._pool, self._settings = pool, settings
-        if self._cluster.address is None:
+        if self._nodes is not None:
+            self._settings = replace(settings, delivered=self._nodes.delivered)
+        else:
             self._ready = self._ray.submit(self._start, pool)
 
     def execute(self, run: Run) -> None:
@@ -68,7 +89,7 @@ class Tune(LiveBackend):
         exchange = Exchange()
         fit = self._ray.submit(self._fit, exchange, self._pool, self._settings)
         try:
-            left = self._carry(run, exchange, fit, self._pool.workers)
+            left = self._carry(run, exchange, fit, self._pool)
         finally:
             exchange.over.set()
         if left:
@@ -78,6 +99,8 @@ class Tune(LiveBackend):
             fit.result()
 
     def close(self) -> None:
+        if self._nodes is not None:
+            self._nodes.close()
         if self.stop.is_set():
             self.kill()
             self._ray.shutdown(wait=False, cancel_futures=True)
@@ -88,11 +111,29 @@ class Tune(LiveBackend):
     def kill(self) -> None:
         self._cluster.kill()
 
-    def _start(self, pool: Pool | None) -> None:
+    def _start(self, pool: Pool) -> None:
         if not self.stop.is_set():
             self._cluster.start(pool)
 
-    def _carry(self, run: Run, exchange: "Exchange", fit: "Future[None]", workers: int) -> set[int]:
+    def _join(self, experiment: Experiment) -> Pool:
+        """Join the cluster and ask its nodes. Runs in Ray's thread."""
+        from search.backends.nodes import Nodes, read_nodes
+
+        if self._needs is None:
+            raise RuntimeError("a cluster's nodes are asked for what is needed")
+        head = self._cluster.join()
+        pool = form_pool(experiment, read_nodes())
+        most = None if experiment.workers == "auto" else experiment.workers
+        self._nodes = Nodes(head, self._needs, pool, most, self._note)
+        self._nodes.admit(self.stop.is_set)
+        self._nodes.watch()
+        return pool
+
+    def _workers(self, pool: Pool) -> int:
+        """How many jobs may be with workers at this moment."""
+        return pool.workers if self._nodes is None else self._nodes.slots
+
+    def _carry(self, run: Run, exchange: "Exchange", fit: "Future[None]", pool: Pool) -> set[int]:
         """Hand out jobs while workers are idle and take in what comes back, until the run is over.
 
         Returns:
@@ -100,17 +141,24 @@ class Tune(LiveBackend):
         """
         out: set[int] = set()
         while not (run.over or self.stop.is_set()):
-            while len(out) < workers and (job := run.next_job()) is not None:
+            while len(out) < self._workers(pool) and (job := run.next_job()) is not None:
                 out.add(job.id)
                 exchange.jobs.put(job)
             try:
                 event = exchange.events.get(timeout=_POLL)
             except queue.Empty:
+                if self._nodes is not None and self._nodes.lost is not None:
+                    self.stop.set()  # without its head nothing of the cluster can be ended in good order
+                    raise self._nodes.lost from None
                 if fit.done():
                     raise _ended(fit) from fit.exception()
                 continue
-            _take(run, event, out)
+            _take(run, event, out, self._fell)
         return out
+
+    def _fell(self, event: "Ended") -> bool:
+        """Whether a job was lost with its node: nobody's doing."""
+        return not event.blame or (self._nodes is not None and event.node is not None and self._nodes.fell(event.node))
 
     def _fit(self, exchange: "Exchange", pool: Pool, settings: WorkerSettings) -> None:
         """The whole of Tune's life. Runs in Ray's thread."""
@@ -121,7 +169,7 @@ class Tune(LiveBackend):
 
         from search.backends.hooks import Delivery, Jobs, Parking, work
 
-        parking = Parking(exchange)
+        parking = Parking(exchange, pool, self._nodes)
         jobs = Jobs(exchange, settings, parking)
         tuner = tune.Tuner(
             tune.with_resources(work, {"cpu": pool.cpu, "gpu": pool.gpu}),
@@ -129,8 +177,8 @@ class Tune(LiveBackend):
                 search_alg=jobs,
                 scheduler=parking,
                 num_samples=-1,
-                # Parked trials count too.
-                max_concurrent_trials=2 * pool.workers,
+                # Parked trials count too; and the workers of a cluster may become more.
+                max_concurrent_trials=2 * pool.workers if self._nodes is None else _MANY,
                 reuse_actors=True,
                 trial_dirname_creator=_trial_name,
                 trial_name_creator=_trial_name,
@@ -139,15 +187,15 @@ class Tune(LiveBackend):
                 name=f"tune-{uuid.uuid4().hex[:8]}",  # two under one name would mix their files
                 storage_path=self._cluster.folder,
                 verbose=0,
-                callbacks=[Delivery(exchange, jobs)],
+                callbacks=[Delivery(exchange, jobs, parking)],
                 failure_config=tune.FailureConfig(max_failures=0),
             ),
         )
         tuner.fit()
 
 
-def _import_ray() -> None:
-    prepare()
+def _import_ray(own: bool) -> None:
+    prepare(own=own)
     import ray.tune  # noqa: F401
 
     silence()
@@ -158,15 +206,17 @@ def _trial_name(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def _take(run: Run, event: "Returned | Progressed | Ended", out: set[int]) -> None:
-    """Tell the run what came back. ``out`` are the jobs that are with a worker."""
+def _take(run: Run, event: "Returned | Progressed | Ended", out: set[int], fell: "Callable[[Ended], bool]") -> None:
+    """Tell the run what came back. ``out`` are the jobs that are with a worker; ``fell``: whether its node did."""
     from search.backends.hooks import Ended, Progressed
 
     if isinstance(event, Progressed):
         run.progress(event.job, load(Progress, event.progress))
     elif isinstance(event, Ended):
-        out.discard(event.job)
-        run.lost(event.job, event.reason)
+        if event.job in out:
+            out.discard(event.job)
+            gone = fell(event)
+            run.lost(event.job, f"its node went: {event.reason}" if gone else event.reason, blame=not gone)
     else:
         out.discard(event.job)
         try:

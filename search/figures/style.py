@@ -11,9 +11,11 @@ from search.reports.common import Known
 from search.text import number, percent
 
 __all__ = [
+    "AXIS",
     "CHOSEN",
     "CIVIDIS",
     "FAINT",
+    "FONT",
     "GREY",
     "INK",
     "LEGEND",
@@ -49,9 +51,9 @@ TITLE, TITLE_LINE, LEGEND, PANEL = 12, 20, 26, 30
 CIVIDIS = "Cividis"
 ONE_HUE = ((0.0, "#e8f1fa"), (0.5, "#6baed6"), (1.0, "#08306b"))
 
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 
-_AXIS = {
+AXIS = {
     "showline": True,
     "linecolor": FAINT,
     "ticks": "outside",
@@ -64,7 +66,7 @@ _AXIS = {
 
 _TEMPLATE = go.layout.Template(
     layout={
-        "font": {"family": _FONT, "size": 13, "color": INK},
+        "font": {"family": FONT, "size": 13, "color": INK},
         "title": {"x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 12}, "font": {"size": 15}},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
@@ -72,8 +74,8 @@ _TEMPLATE = go.layout.Template(
         "hoverlabel": {"align": "left", "bgcolor": "white", "bordercolor": FAINT, "font": {"color": INK}},
         "hovermode": "closest",
         "legend": {"orientation": "h", "xref": "container", "x": 0, "yref": "container", "yanchor": "top"},
-        "xaxis": _AXIS,
-        "yaxis": _AXIS,
+        "xaxis": AXIS,
+        "yaxis": AXIS,
         "colorway": _LAYERS,
     }
 )

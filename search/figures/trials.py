@@ -94,6 +94,7 @@ def _staircase(
     return go.Scatter(
         name=f"trial below the {trials.line}" if kind == "below" else kind,
         legendgroup=kind,
+        meta=record.cell.index,
         showlegend=first,
         mode="lines" if len(points) > 1 else "lines+markers",  # a line of one point is none
         x=[sum(point.claimed) for point in points],

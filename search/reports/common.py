@@ -18,6 +18,9 @@ __all__ = ["Known", "Report", "cell", "find_commit", "find_row", "layers", "prov
 Report = dict[str, Any]
 """A report: what JSON can hold, and no more."""
 
+_LISTED = 10
+"""So many names of runs a message lists."""
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
@@ -65,8 +68,11 @@ def find_row(store: "Store", name: str) -> "RunRow":
     """
     row = store.run(name)
     if row is None:
-        others = ", ".join(sorted(other.name for other in store.runs()))
-        hint = f"it holds {others}" if others else "it holds no run yet"
+        others = sorted(other.name for other in store.runs())
+        listed = ", ".join(others[:_LISTED])
+        more = len(others) - _LISTED
+        hint = f"it holds {listed}" if others else "it holds no run yet"
+        hint += f" and {more:,} more: clnp-search status lists them" if more > 0 else ""
         raise BadInput(f"no run is called {name!r} in {store.url}; {hint}")
     return row
 

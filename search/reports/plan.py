@@ -1,4 +1,4 @@
-"""What an experiment would do on this machine: nothing is started or written."""
+"""What an experiment would do on this machine or a cluster: nothing is started or written."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,14 +8,15 @@ from search.decisions import budget_of, grown_widths
 from search.errors import BadInput
 from search.experiment import Experiment, differences
 from search.fork import check_records, check_tensors
-from search.grid import cells, stacks, warnings
-from search.machine import Pool, form_pool, this_machine
+from search.grid import cells, members_that_fit, stacks, warnings
+from search.machine import Node, Pool, form_pool, this_machine
 from search.names import check_run_name
 from search.outline import Outline
 from search.own_code import folders
 from search.records import Cell, CommitRecord
 from search.reports.common import Known, Report, cell, layers
 from search.reports.forecast import forecast, forecast_after
+from search.reports.offer import idle_warnings, offer
 from search.reports.status import run_status
 from search.store import Store
 from search.text import group_list
@@ -28,15 +29,23 @@ _HEADER_BYTES = 200  # that safetensors needs to name a tensor and say where it 
 _ROW_BYTES = 12_000  # of a trial's rows in the database: a staircase of about 100 points, epochs and Optuna's own
 
 
-def plan(experiment: Experiment, name: str, *, store: Store | None, data_dir: str | None = None) -> Report:
+def plan(
+    experiment: Experiment,
+    name: str,
+    *,
+    store: Store | None,
+    data_dir: str | None = None,
+    nodes: Sequence[Node] | None = None,
+) -> Report:
     """Every cell in full, the stacks, the workers, the disk, and what the database holds under ``name`` already.
 
     Args:
         store: The database, or None where there is none yet.
         data_dir: Where to look for the data set.
+        nodes: Of a cluster; None: this machine.
 
     Raises:
-        BadInput: The name cannot name a run, the workers do not fit this machine, network and tasks cannot be built, or
+        BadInput: The name cannot name a run, the workers do not fit the machines, network and tasks cannot be built, or
             the run that it is forked from does not allow it.
     """
     check_run_name(name)
@@ -47,8 +56,12 @@ def plan(experiment: Experiment, name: str, *, store: Store | None, data_dir: st
         experiment = resolve(experiment, data_dir, code)
     outline = experiment.outline
     data, absent = _data(experiment, data_dir, code)
-    pool = form_pool(experiment, [this_machine()])
+    nodes = [this_machine()] if nodes is None else nodes
+    pool = form_pool(experiment, nodes)
     known = _known(store, name)
+    fits = _fits(experiment, pool, known)
+    grids = list(_grids(experiment, pool, fits))
+    offered = offer(pool, nodes, experiment.replicas * max(len(part["stacks"]) for part in grids) if grids else 0)
     refused = _refused(known, experiment, data)
     source = None
     if store is not None and experiment.origin is not None and not refused:
@@ -84,14 +97,22 @@ def plan(experiment: Experiment, name: str, *, store: Store | None, data_dir: st
         "sparsity": experiment.rule.sparsity,
         "fine_tuning": experiment.fine_tuning and experiment.fine_tuning.model_dump(mode="json"),
         "layers": list(outline.layer_names),
-        "grids": list(_grids(experiment, pool)),
-        "workers": {"count": pool.workers, "device": pool.device, "threads": pool.cpu, "gpu": pool.gpu},
+        "grids": grids,
+        "workers": {
+            "count": pool.workers,
+            "device": pool.device,
+            "threads": pool.cpu,
+            "gpu": pool.gpu,
+            "cells": fits if experiment.worker.cells == "auto" else experiment.worker.cells,
+        },
+        "offer": offered,
         "disk": _disk(experiment, widths),
         "storage": None if store is None else store.url,
         "held": None if known is None or store is None else run_status(store, known, planned),
         "refused": refused,
         "warnings": [
             *warnings(experiment),
+            *idle_warnings(experiment, pool, offered),
             *_forecasts(experiment, known if goes_on else None, source),
             *_over_budget(known),
             *absent,
@@ -123,26 +144,35 @@ def _refused(known: Known | None, experiment: Experiment, data: str | None) -> l
     return differences(known.experiment, experiment, known.row.data, known.row.data if data is None else data)
 
 
-def _grids(experiment: Experiment, pool: Pool) -> Iterator[Report]:
+def _fits(experiment: Experiment, pool: Pool, known: Known | None) -> int | None:
+    """How many cells a worker's share of a GPU holds, where that matters and was measured."""
+    if not pool.gpu or experiment.worker.cells != "auto" or known is None or known.history.memory is None:
+        return None
+    return members_that_fit(known.history.memory, pool.gpu)
+
+
+def _grids(experiment: Experiment, pool: Pool, fits: int | None) -> Iterator[Report]:
     """The grid of the first task, and that of the later ones where it is another; of a fork those that it trains."""
     count, copied = experiment.tasks.count, experiment.copied
     first = cells(experiment, 0)
     last = count if experiment.grid.after_first is None else 1
     if copied < last:
-        yield _grid(experiment, pool, first, copied + 1, last)
+        yield _grid(experiment, pool, fits, first, copied + 1, last)
     begin = max(copied, last) + 1
     if begin > count:
         return
     if experiment.grid.after_first == "winner":
         # One cell, known once the first task is committed: any stands for it.
-        later = _grid(experiment, pool, cells(experiment, 1, first[0]), begin, count)
+        later = _grid(experiment, pool, fits, cells(experiment, 1, first[0]), begin, count)
         yield {**later, "cells": "the winner of the first task"}
     else:
-        yield _grid(experiment, pool, cells(experiment, 1), begin, count)
+        yield _grid(experiment, pool, fits, cells(experiment, 1), begin, count)
 
 
-def _grid(experiment: Experiment, pool: Pool, grid: tuple[Cell, ...], first: int, last: int) -> Report:
-    formed = stacks(experiment, grid, workers=pool.workers, gpu=pool.gpu > 0)
+def _grid(
+    experiment: Experiment, pool: Pool, fits: int | None, grid: tuple[Cell, ...], first: int, last: int
+) -> Report:
+    formed = stacks(experiment, grid, workers=pool.workers, gpu=pool.gpu > 0, most=fits)
     return {
         "first": first,
         "last": last,

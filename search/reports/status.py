@@ -1,4 +1,4 @@
-"""How far runs are: what is done, what runs where, what is left of the units, and when it may be over."""
+"""How far a run is: what is done, what runs where, what is left of the units, and when it may be over."""
 
 from search.experiment import Experiment
 from search.reports.common import Known, Report, layers, read_run, score
@@ -8,14 +8,14 @@ from search.store import AttemptRow, Holder, JobRow, Store
 __all__ = ["run_status", "status"]
 
 
-def status(store: Store, name: str | None = None) -> Report:
-    """All runs of a database, or one.
+def status(store: Store, name: str) -> Report:
+    """A run, whole; :func:`search.reports.overview.overview` has all of them in short.
 
     Raises:
         BadInput: No run has this name.
+        Damage: A row cannot be read.
     """
-    names = [row.name for row in store.runs()] if name is None else [name]
-    return {"storage": store.url, "runs": [run_status(store, read_run(store, one)) for one in names]}
+    return {"storage": store.url, "runs": [run_status(store, read_run(store, name))]}
 
 
 def run_status(store: Store, known: Known, planned: Experiment | None = None) -> Report:

@@ -34,6 +34,8 @@ def plan(report: Mapping[str, Any]) -> RenderableType:
             values = (*alpha_cells(cell, alpha), number(cell["learning_rate"]))
             table.add_row(str(cell["cell"]), *values, str(stack[cell["cell"]]))
         parts += [indent(table), Text()]
+    if len(report["offer"]["nodes"]) > 1 or report["workers"]["gpu"]:
+        parts += [Text("the machines", style="bold"), indent(_machines(report["offer"])), Text()]
     if report["held"] is not None:
         parts += [Text("the database holds", style="bold"), *map(indent, run_block(report["held"])), Text()]
     parts += [Text(f"run refuses this: {line}", style="red") for line in report["refused"]]
@@ -46,7 +48,7 @@ def plan(report: Mapping[str, Any]) -> RenderableType:
 def _shape(report: Mapping[str, Any]) -> Mapping[str, str]:
     workers, disk = report["workers"], report["disk"]
     trials = sum(part["count"] * (part["last"] - part["first"] + 1) for part in report["grids"]) * report["replicas"]
-    each = "a GPU" if workers["gpu"] else plural(workers["threads"], "thread")
+    each = _share(workers["gpu"]) if workers["gpu"] else plural(workers["threads"], "thread")
     held = report["storage"] or "no database yet"
     return {
         "tasks": f"{report['count']} of {report['tasks']}, {plural(report['replicas'], 'replica')}{forked(report)}",
@@ -56,7 +58,7 @@ def _shape(report: Mapping[str, Any]) -> Mapping[str, str]:
         "validation": f"{report['validation']:,} samples",
         "rule": f"{_rule(report)}, sparsity by {report['sparsity']}",
         **({} if report["fine_tuning"] is None else {"fine-tuning": _fine_tuning(report["fine_tuning"])}),
-        "workers": f"{workers['count']}, each with {each} on {workers['device']}",
+        "workers": f"{workers['count']}, each with {each} on {workers['device']}{_room(workers)}",
         "disk": (
             f"at most {size(disk['trial'])} a trial, {size(disk['task'])} while a task is open; at the end "
             f"{size(disk['kept'])} (keep: {disk['keep']}), of it {size(disk['commits'])} in commits, "
@@ -64,6 +66,29 @@ def _shape(report: Mapping[str, Any]) -> Mapping[str, str]:
         ),
         "database": held if report["held"] else f"{held}: nothing under this name",
     }
+
+
+def _room(workers: Mapping[str, Any]) -> str:
+    """What bounds a stack on a GPU."""
+    if not workers["gpu"]:
+        return ""
+    if workers["cells"] is None:
+        return ", which trains as many cells at once as its memory holds: that is measured first"
+    return f", which trains {plural(workers['cells'], 'cell')} at once at the most"
+
+
+def _share(gpu: float) -> str:
+    return plural(int(gpu), "GPU") if gpu >= 1 else f"{number(gpu)} of a GPU"
+
+
+def _machines(offered: Mapping[str, Any]) -> RenderableType:
+    """How many workers fit where, how many there will be, and what is left over beside them."""
+    columns = ("machine", ">\ncores", ">\nGPUs", ">room for\nworkers", ">\nworkers", ">idle\ncores", ">idle\nGPUs")
+    table = grid(*columns)
+    for node in offered["nodes"]:
+        counts = (node["cores"], node["gpus"], node["slots"], node["workers"], node["idle_cores"])
+        table.add_row(node["name"], *map(str, counts), number(node["idle_gpus"]))
+    return table
 
 
 def _network(report: Mapping[str, Any]) -> str:

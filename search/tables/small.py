@@ -1,4 +1,4 @@
-"""The small ones: the shipped experiments, a verdict, what was deleted, what was exported, what was drawn."""
+"""The small ones: the shipped experiments, a verdict, what was deleted, collected, exported, drawn."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from rich.text import Text
 from search.tables.common import grid
 from search.text import plural, size, units
 
-__all__ = ["deleted", "drawn", "experiments", "exported", "verify"]
+__all__ = ["collected", "deleted", "drawn", "experiments", "exported", "verify"]
 
 
 def experiments(report: Mapping[str, Any]) -> RenderableType:
@@ -34,6 +34,27 @@ def deleted(report: Mapping[str, Any]) -> RenderableType:
         plural(report["artifacts"], "artifact"),
     )
     return Text(f"{report['run']} is deleted: {', '.join(counts)}")
+
+
+def collected(report: Mapping[str, Any]) -> RenderableType:
+    """What nothing needs, a row a run that has any, or what of it went; then what was left alone, and why."""
+    table = grid("run", "given up", "orphans", "half written", "size", "~where")
+    for run in report["runs"]:
+        if run["files"]:
+            counts = (str(run[kind]["files"]) for kind in ("given_up", "orphans", "half_written"))
+            table.add_row(run["run"], *counts, size(run["bytes"]), run["location"])
+    lines = [f"run {run['run']} {run['skipped']}: left alone" for run in report["runs"] if run["skipped"]]
+    lines += [
+        f"run {run['run']}: {plural(run['younger']['files'], 'file')} that no row knows, written long after this "
+        f"database last heard of the run: left alone, another copy of it may need them ({run['location']})"
+        for run in report["runs"]
+        if run["younger"]["files"]
+    ]
+    lines += [f"{place}: of no run in this database, left alone" for place in report["unknown"]]
+    verb = "removed" if report["removed"] else "to remove; --yes does it"
+    total = f"{plural(report['files'], 'file')}, {size(report['bytes'])}, {verb}"
+    verdict = Text(total if report["files"] else "nothing to remove", style="bold")
+    return Group(*([table] if report["files"] else []), *map(Text, lines), verdict)
 
 
 def exported(report: Mapping[str, Any]) -> RenderableType:

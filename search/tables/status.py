@@ -1,4 +1,4 @@
-"""How far runs are."""
+"""How far a run is."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,15 +8,16 @@ from rich.table import Table
 from rich.text import Text
 
 from search.tables.common import fit, forked, grid, indent, title, unit_cells, unit_columns
-from search.text import clock, duration, members, percent, plural
+from search.text import accuracies, clock, duration, members, percent, plural
 
 __all__ = ["run_block", "status"]
 
+_JOBS = 20
+"""So many of the jobs that run have a line each."""
+
 
 def status(report: Mapping[str, Any]) -> RenderableType:
-    """How far runs are: a block each."""
-    if not report["runs"]:
-        return Text(f"no run in {report['storage']} yet; clnp-search run quickstart makes one")
+    """How far a run is: a block."""
     blocks: list[RenderableType] = []
     for run in report["runs"]:
         blocks += [*run_block(run), Text()]
@@ -37,13 +38,15 @@ def run_block(run: Mapping[str, Any]) -> list[RenderableType]:
             "all committed" if replica["task"] is None else f"{replica['task']} of {run['count']}",
             _cells(replica["cells"]),
             *unit_cells(replica["free"], replica["units"], join=" of "),
-            "  ".join(f"{100 * test['accuracy']:.2f}" for test in replica["test"]) or "–",
+            accuracies([test["accuracy"] for test in replica["test"]]),
         )
     parts.append(indent(table))
     if any(replica["forecast"] for replica in run["replicas"]):
         parts.append(indent(_forecasts(run)))
     if run["running"]:
         parts.append(indent(_jobs(run)))
+        more = len(run["running"]) - _JOBS
+        parts += [indent(Text(f"… and {more:,} more; --format json has all of them"))] if more > 0 else []
     return [*parts, *(indent(Text(line)) for line in _remarks(run))]
 
 
@@ -88,7 +91,7 @@ def _lasts(found: Mapping[str, Any]) -> str:
 
 def _jobs(run: Mapping[str, Any]) -> Table:
     table = grid("job", ">replica", ">task", "worker", ">epoch", ">validation", "since")
-    for job in run["running"]:
+    for job in run["running"][:_JOBS]:
         what = "commit" if job["kind"] == "commit" else members(job["cells"])
         accuracy = "" if job["accuracy"] is None else percent(job["accuracy"])
         place = (str(job["replica"]), str(job["task"]))

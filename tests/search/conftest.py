@@ -7,8 +7,10 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -139,6 +141,22 @@ def postgres_url(postgres: Postgres, postgres_template: str) -> Iterator[str]:
 
 
 @pytest.fixture
+def new_url(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[str], str]]:
+    """Makes databases that hold no run, of the kind asked for."""
+    with ExitStack() as undo:
+
+        def make(kind: str) -> str:
+            if kind == "sqlite":
+                path = tmp_path / f"{os.urandom(6).hex()}.db"
+                shutil.copy(request.getfixturevalue("sqlite_template"), path)
+                return f"sqlite:///{path}"
+            server, template = request.getfixturevalue("postgres"), request.getfixturevalue("postgres_template")
+            return undo.enter_context(_database(server, template))
+
+        yield make
+
+
+@pytest.fixture
 def empty_postgres_url(postgres: Postgres) -> Iterator[str]:
     """A database on the server that holds no table."""
     with _database(postgres, "template1") as url:
@@ -164,6 +182,72 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'store.db'}"
     return str(request.getfixturevalue("empty_postgres_url"))
+
+
+@pytest.fixture(scope="session")
+def s3_server_and_environment() -> Iterator[tuple["subprocess.Popen[bytes]", dict[str, str]]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "tester",
+        "AWS_SECRET_ACCESS_KEY": "s3cret/key",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "NO_PROXY": "127.0.0.1",
+    }
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _make_bucket(f"{environment['AWS_ENDPOINT_URL']}/bucket")
+        yield server, environment
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(scope="session")
+def s3_environment(s3_server_and_environment: tuple["subprocess.Popen[bytes]", dict[str, str]]) -> dict[str, str]:
+    """Where boto3 finds a server of our own, with a bucket named ``bucket``; nothing is set yet."""
+    return s3_server_and_environment[1]
+
+
+@pytest.fixture(scope="session")
+def s3_server(
+    s3_server_and_environment: tuple["subprocess.Popen[bytes]", dict[str, str]],
+) -> "subprocess.Popen[bytes]":
+    """That server's process."""
+    return s3_server_and_environment[0]
+
+
+def _make_bucket(url: str) -> None:
+    """Once the server answers."""
+    until = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="PUT"), timeout=10).close()
+            return
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def s3(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """A place in a bucket in which nothing lies."""
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://bucket/{os.urandom(6).hex()}"
+
+
+@pytest.fixture(params=["folder", "s3"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where artifacts may lie, of either kind; nothing does."""
+    return str(request.getfixturevalue("s3") if request.param == "s3" else tmp_path / "artifacts")
 
 
 @pytest.fixture
@@ -276,13 +360,14 @@ def make() -> type[Make]:
 
 @pytest.fixture
 def child() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts another Python process with a script and its arguments; whatever still runs at the end is killed."""
+    """Starts another Python process with a script and its arguments, after the words of ``prefix``; whatever still runs
+    at the end is killed."""
     children: list[subprocess.Popen[str]] = []
 
-    def start(script: str, *arguments: str) -> subprocess.Popen[str]:
+    def start(script: str, *arguments: str, prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         process = subprocess.Popen(
-            [sys.executable, "-c", script, *arguments],
+            [*prefix, sys.executable, "-c", script, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -86,6 +86,7 @@ COMMANDS = {
     "show": ["show", "small", "--task", "2", "--replica", "2"],
     "replay": ["replay", "small", "--margin", "0.5"],
     "verify": ["verify", "small"],
+    "gc": ["gc", "small"],
 }
 
 
@@ -420,6 +421,7 @@ def test_another_experiment_under_the_same_name(finished, storage, tmp_path, cap
         ["verify", "other"],
         ["report", "other", "--to", "nowhere"],
         ["delete", "other"],
+        ["gc", "other"],
     ],
 )
 def test_an_unknown_run(storage, capsys, arguments):

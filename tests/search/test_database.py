@@ -3,6 +3,7 @@
 import copy
 import logging
 import pickle
+import re
 import sqlite3
 import sys
 import threading
@@ -15,6 +16,7 @@ import pytest
 from sqlalchemy import event, insert, make_url, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
+from search.cli import main
 from search.database import Database
 from search.errors import BadInput, Unavailable
 from search.ledger import SCHEMA, Schema, create_tables
@@ -98,6 +100,40 @@ def test_refuses_a_wrong_password_and_a_missing_database(postgres: Any) -> None:
         Database(postgres.url("nowhere"))
 
 
+UNUSABLE = {
+    "wrong password": ({"password": "hush"}, "refuses the user or the password: .*password authentication failed"),
+    "no password": ({"password": None}, "refuses the user or the password: .*no password supplied; .*PGPASSWORD"),
+    "no such user": ({"username": "nobody", "password": "hush"}, "refuses the user or the password"),
+    "no such database": ({"database": "nowhere"}, "there is no such database; make it with: createdb nowhere"),
+    "no such host": ({"host": "nowhere.invalid"}, "cannot be reached: .*; is the server running"),
+    "no server": ({"port": 1}, "cannot be reached: .*refused.*; is the server running, and are host and port right"),
+    "MySQL": ({"drivername": "mysql+pymysql"}, "MySQL and MariaDB are not supported"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_a_database_that_cannot_be_used_is_one_line_and_ends_with_2(
+    postgres: Any, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Promise 8."""
+    change, words = UNUSABLE[case]
+    for variable in ("PGPASSWORD", "PGPASSFILE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    url = make_url(postgres.url("postgres"))
+    monkeypatch.setenv("CLNP_SEARCH_STORAGE", url._replace(**change).render_as_string(False))
+    for command in (["run", "quickstart", "--backend", "inline"], ["status"]):
+        assert main(command) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert re.match(f"clnp-search: .*{words}", err)
+        assert "hush" not in err
+        assert "s3cret" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_refuses_a_newer_schema(storage_url: str) -> None:
     database = Database(storage_url)
     create_tables(database)
@@ -135,8 +171,8 @@ def test_nothing_is_made_or_changed_before_a_run_is_taken(tmp_path: Path, make: 
         assert store.history("run").commits == {}
         with pytest.raises(BadInput, match="cannot name a run"):
             store.take("a/b", **make.take)
-        with pytest.raises(BadInput, match="only folders are supported"):
-            store.take("run", **make.take, artifacts="s3://bucket")
+        with pytest.raises(BadInput, match="only folders and s3:// are supported"):
+            store.take("run", **make.take, artifacts="gs://bucket")
         with pytest.raises(BadInput, match="there is no run run"):
             store.delete("run")
         assert _contents(tmp_path) == before

@@ -147,7 +147,7 @@ def test_another_experiment_is_refused(drive: Callable[..., int], files: Store) 
         ({"address": "host:6379"}, "--address host:6379"),
         ({"chosen": experiment(worker={"gpu": 3})}, "3 GPUs"),
         ({"chosen": experiment(tasks={"dataset": "mnist"}), "data_dir": "/nowhere"}, "/nowhere"),
-        ({"backend": "tune", "address": "ray://head:10001"}, "ray job submit"),
+        ({"backend": "tune", "address": "ray://head:10001"}, "clnp-search submit"),
     ],
 )
 def test_bad_input_makes_no_run(drive: Callable[..., int], files: Store, options: dict[str, Any], match: str) -> None:
@@ -198,8 +198,13 @@ def test_a_fork_that_was_interrupted_while_copying_trains_nothing(
 
 def test_a_live_driver_keeps_others_out(drive: Callable[..., int], files: Store) -> None:
     chosen = experiment()
-    with files.take("small", experiment_json=chosen.to_json(), data="d" * 64, versions={}), pytest.raises(BadInput):
-        drive()  # it has other data, which is seen first
+    with (
+        files.take("small", experiment_json=chosen.to_json(), data="d" * 64, versions={}),
+        pytest.raises(Held, match="which is running"),
+    ):
+        drive()  # before its data, which are others, are even read
+    with pytest.raises(BadInput, match="data"):
+        drive()
     files.delete("small")
     assert drive() == 0
     row = files.run("small")

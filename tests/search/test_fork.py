@@ -19,7 +19,7 @@ from clnp.budget import budget
 from search.artifacts import Artifacts
 from search.audit import verify
 from search.driver import run_experiment
-from search.errors import BadInput, Damage
+from search.errors import BadInput, Damage, SearchError
 from search.experiment import Experiment, Origin
 from search.fork import with_origin
 from search.names import study_name
@@ -166,7 +166,7 @@ def test_a_fork_does_without_the_other_run(whole: tuple[Path, Any], tmp_path: Pa
         assert before[0]["explained"]
         report = verify(store, "new")
         assert (report["sound"], report["commits"], report["problems"]) == (True, 6, [])
-        (run,) = status(store)["runs"]
+        (run,) = status(store, "new")["runs"]
         assert run["origin"] == "forked from base after task 2"
         # The same command still continues it, and so does resume, of which the record is enough.
         grown = small(tasks={"count": 4})
@@ -360,11 +360,13 @@ def half(store: Store) -> Store:
     return store
 
 
-def refusal(store: Store, experiment: Experiment | None = None, **options: Any) -> str:
+def refusal(
+    store: Store, experiment: Experiment | None = None, kind: type[SearchError] = BadInput, **options: Any
+) -> str:
     """What a fork is refused with; it changes nothing."""
     name = options.get("name", "new")
     before = store.run(name), store.history(name)
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(kind) as caught:
         fork(store, experiment, **options)
     assert (store.run(name), store.history(name)) == before
     return str(caught.value)
@@ -477,11 +479,11 @@ def test_a_task_whose_tensors_are_gone_cannot_be_forked(store: Store, how: str) 
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-1] + b"?")
-    said = refusal(store)
+    said = refusal(store, kind=Damage)
     assert said.startswith("run base cannot be forked after task 2: replica 2, task 2, the tensors of the commit: ")
     assert f"{path} {how}" in said
     assert said.endswith("Task 1 is whole: --task 1 forks there")
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(Damage) as caught:
         planned(store)
     assert str(caught.value) == said
     assert fork(store, small(tasks={"count": 1}), task=1) == 0

@@ -2,22 +2,47 @@
 
 import os
 import pickle
+import re
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import delete, update
 
+import search.database
 import search.lease
 from search.errors import BadInput, Held, LeaseLost
 from search.lease import Lease, this_process
 from search.ledger import Leases, Runs
 from search.store import Store, open_store
+
+ROOT = Path(__file__).parents[2]
+
+HOLD = """
+import socket, sys
+from search.errors import LeaseLost
+from search.store import open_store
+url, artifacts, host, seconds = sys.argv[1:]
+if host:
+    socket.gethostname = lambda: host
+writer = open_store(url, artifacts, lease=float(seconds)).take("run", experiment_json={}, data="d", versions={})
+print("won", flush=True)
+for line in sys.stdin:
+    try:
+        writer.note(line)
+        print("written", flush=True)
+    except LeaseLost as error:
+        print("lost:", error, flush=True)
+"""
+"""Holds the lease of a run and writes a note for each line that it is given."""
 
 TAKE = """
 import os, signal, sys
@@ -40,7 +65,7 @@ STOP = """
 import sys
 from search.errors import LeaseLost
 from search.store import open_store
-store = open_store(sys.argv[1], sys.argv[2], lease=1.8)
+store = open_store(sys.argv[1], sys.argv[2], lease=5.0)
 writer = store.take("run", experiment_json={}, data="d", versions={})
 print("won", flush=True)
 sys.stdin.readline()
@@ -49,7 +74,7 @@ try:
 except LeaseLost:
     print("lost", flush=True)
 """
-"""Renews for the first time 0.6 seconds after it won: it can be stopped outside of any transaction."""
+"""Renews for the first time half a second after it won: it can be stopped outside of any transaction."""
 
 
 def _say(process: subprocess.Popen[str]) -> None:
@@ -121,15 +146,13 @@ def test_a_stopped_process_is_waited_for(
     process = child(STOP, storage_url, str(tmp_path / "artifacts"))
     assert _hear(process) == "won"
     process.send_signal(signal.SIGSTOP)
-    store = make_store(lease=1.8)
+    store = make_store(lease=5.0)
     with pytest.raises(Held, match="which is running"):
         store.take("run", **make.take, wait=pytest.fail)
-    time.sleep(1.0)
+    time.sleep(1.8)
     holder = store.holder("run")
     assert holder is not None
     assert holder.live
-    with pytest.raises(Held, match=r"whose lease lasts for another [01] s; end it first"):
-        store.delete("run")
     told: list[str] = []
     with store.take("run", **make.take, wait=told.append) as writer:
         assert len(told) == 1
@@ -153,11 +176,11 @@ def test_a_process_that_renews_late_keeps_it(make_store: Callable[..., Store], m
     told: list[str] = []
     with pytest.raises(Held, match="which is running"):
         store.take("run", **make.take, wait=told.append)
-    assert len(told) == 1
+    assert told == []
     writer.release("done")
 
 
-def test_a_lease_that_ran_out_is_not_live_and_taken_at_once(make_store: Callable[..., Store], make: Any) -> None:
+def test_a_lease_that_ran_out_is_not_live_and_not_waited_for(make_store: Callable[..., Store], make: Any) -> None:
     store = make_store(lease=0.5)
     writer = store.take("run", **make.take)
     writer._lease.stop()
@@ -187,30 +210,24 @@ def test_a_run_that_is_gone_is_not_waited_for(store: Store, make: Any, monkeypat
     monkeypatch.setattr(search.lease, "_look", lambda *arguments: next(looks, lambda: look(*arguments))())
     began = time.monotonic()
     with pytest.raises(BadInput, match="was deleted just now"):
-        Lease.acquire(store.database, 7, "run", poll=0.1)
-    assert 0.1 < time.monotonic() - began < 2
+        Lease.acquire(store.database, 7, "run")
+    assert time.monotonic() - began < 2
 
 
-def test_a_host_that_was_started_anew_is_taken_over_at_once(store: Store, make: Any) -> None:
-    writer = store.take("run", **make.take)
-    _move(store, boot="an earlier one")
-    store.take("run", **make.take, wait=pytest.fail).release("done")
-    with pytest.raises(LeaseLost):
-        writer.note("late")
-
-
-@pytest.mark.parametrize("elsewhere", [{"host": "elsewhere"}, {"namespace": "another container"}])
+@pytest.mark.parametrize(
+    "elsewhere", [{"host": "elsewhere"}, {"namespace": "another container"}, {"boot": "another host of that name"}]
+)
 def test_a_lease_elsewhere_is_waited_for(
     make_store: Callable[..., Store], make: Any, elsewhere: dict[str, str]
 ) -> None:
-    store = make_store(lease=1.5)
+    store = make_store(lease=3.5)
     writer = store.take("run", **make.take)
     writer._lease.stop()
     _move(store, **elsewhere)
     told: list[str] = []
     began = time.monotonic()
     other = store.take("run", **make.take, wait=told.append)
-    assert 0.5 < time.monotonic() - began < 4
+    assert 2 < time.monotonic() - began < 8
     assert len(told) == 1
     assert f"held by process {os.getpid()} on host" in told[0]
     assert "waiting for the end of its lease at" in told[0]
@@ -221,28 +238,174 @@ def test_a_lease_elsewhere_is_waited_for(
 
 def test_a_lease_elsewhere_that_is_renewed_is_held(make_store: Callable[..., Store], make: Any) -> None:
     """Exit 4 only while it is being renewed."""
-    store = make_store(lease=3.0)
+    store = make_store()
     writer = store.take("run", **make.take)
     _move(store, host="elsewhere")
-    told: list[str] = []
-    with pytest.raises(Held, match="being renewed") as caught:
-        store.take("run", **make.take, wait=told.append)
-    assert caught.value.exit_code == 4
-    assert len(told) == 1
+    for take_over in (False, True):
+        began = time.monotonic()
+        with pytest.raises(Held, match="being renewed; end it first, or give this run another --name") as caught:
+            store.take("run", **make.take, wait=pytest.fail, take_over=take_over)
+        assert caught.value.exit_code == 4
+        assert time.monotonic() - began < 2
     with pytest.raises(Held):
         store.delete("run")
     writer.release("done")
+
+
+def _hold(
+    child: Callable[..., subprocess.Popen[str]], url: str, folder: Path, place: str = "", seconds: float = 30
+) -> subprocess.Popen[str]:
+    """A process that holds the lease: here, or as if it were elsewhere; of its own, where the kernel says so too."""
+    host, prefix = "elsewhere" if place == "another host" else "", ()
+    if place.startswith("another") and not host:
+        if shutil.which("unshare") is None or os.geteuid() != 0:
+            pytest.skip("needs unshare(1) and root")
+        name = ["unshare", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]
+        prefix = name if "host" in place else ["unshare", "--pid", "--fork", "--kill-child"]
+    process = child(HOLD, url, str(folder / "artifacts"), host, str(seconds), prefix=prefix)
+    assert _hear(process) == "won"
+    return process
+
+
+COMMAND = """
+import sys
+from pathlib import Path
+from search.cli import main
+code = main(sys.argv[2:])
+schedule = Path("/proc/self/schedstat")
+Path(sys.argv[1]).write_text(schedule.read_text().split()[1] if schedule.exists() else "0")
+sys.exit(code)
+"""
+"""A command that writes down how many nanoseconds it waited for a processor."""
+
+
+OTHERS = ["another host of its own", pytest.param("another container", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("place", ["this host", *OTHERS])
+def test_a_second_driver_is_refused_in_under_two_seconds(
+    storage_url: str, tmp_path: Path, child: Callable[..., subprocess.Popen[str]], place: str
+) -> None:
+    """The whole command, but for what it waits while others use the processors; the best of three."""
+    _hold(child, storage_url, tmp_path, place)
+    waited, took = tmp_path / "waited", []
+    words = [sys.executable, "-c", COMMAND, str(waited), "run", "quickstart", "--name", "run", "--backend", "inline"]
+    while not took or (min(took) >= 2 and len(took) < 3):
+        began = time.monotonic()
+        environment = {**os.environ, "CLNP_SEARCH_STORAGE": storage_url}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, cwd=ROOT, check=False, timeout=60)
+        took.append(time.monotonic() - began - int(waited.read_text()) / 1e9)
+        assert done.returncode == 4
+        assert done.stdout == ""
+        why = "which is running" if place == "this host" else "whose lease is being renewed"
+        expected = rf"clnp-search: run run is held by process \d+ on host \S+, {why}; end it first, .*--name\n"
+        assert re.fullmatch(expected, done.stderr)
+    # A machine with more to do than it can says nothing about how long a command takes.
+    assert min(took) < 2 or os.getloadavg()[0] > 2 * (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize("place", OTHERS)
+def test_a_driver_that_was_killed_elsewhere_is_followed_at_the_end_of_its_lease(
+    make_store: Callable[..., Store],
+    storage_url: str,
+    tmp_path: Path,
+    child: Callable[..., subprocess.Popen[str]],
+    make: Any,
+    place: str,
+) -> None:
+    process = _hold(child, storage_url, tmp_path, place, 4.0)
+    process.kill()
+    process.wait()
+    store = make_store(lease=4.0)
+    holder = store.holder("run")
+    assert holder is not None
+    told: list[str] = []
+    with store.take("run", **make.take, wait=told.append):
+        (text,) = told
+        assert re.search(
+            r"waiting for the end of its lease at [\d:]+ \(\d s\); if that process is known to be gone, --take-over",
+            text,
+        )
+        mine = store.holder("run")
+        assert mine is not None
+        assert -0.1 < mine.since - holder.until < 2
+
+
+@pytest.mark.parametrize("place", ["another host", pytest.param("another host of its own", marks=pytest.mark.slow)])
+def test_the_lease_of_a_driver_that_is_gone_is_taken_over(
+    store: Store,
+    storage_url: str,
+    tmp_path: Path,
+    child: Callable[..., subprocess.Popen[str]],
+    make: Any,
+    place: str,
+) -> None:
+    """Promise 6: without waiting for its end. Were it not gone, it would write no more."""
+    process = _hold(child, storage_url, tmp_path, place)
+    _say(process)
+    assert _hear(process) == "written"
+    time.sleep(0.2)  # stopped outside of any transaction
+    process.send_signal(signal.SIGSTOP)
+    told: list[str] = []
+    began = time.monotonic()
+    with store.take("run", **make.take, wait=told.append, take_over=True) as writer:
+        assert 1.5 < time.monotonic() - began < 6
+        (text,) = told
+        expected = (
+            rf"took over the lease of process {process.pid} on host elsewhere, which had not renewed it for \d+ s"
+        )
+        assert re.match(expected, text)
+        process.send_signal(signal.SIGCONT)
+        _say(process)
+        assert re.match(rf"lost: .*taken over by process {os.getpid()} on host", _hear(process))
+        writer.note("in time")
+    assert [(attempt.outcome, attempt.notes) for attempt in store.attempts("run")] == [
+        ("died", ("go\n",)),
+        ("ended", (text, "in time")),
+    ]
+
+
+def test_a_driver_that_is_seen_is_not_taken_over_from(make_store: Callable[..., Store], make: Any) -> None:
+    """It may have been stopped by hand."""
+    store = make_store()
+    writer = store.take("run", **make.take)
+    writer._lease.stop()
+    with store.database.engine.begin() as connection:
+        connection.execute(update(Leases).values(expires=store.database.now + 20.0))
+    with pytest.raises(Held, match=r"which is there, though .*; end it first: --take-over is for"):
+        store.take("run", **make.take, wait=pytest.fail, take_over=True)
+    writer.release("done")
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_stopped_within_a_transaction_locks_nobody_out(
+    postgres_url: str, tmp_path: Path, child: Callable[..., subprocess.Popen[str]], make: Any
+) -> None:
+    """Nor does one whose host is gone: the server ends what is idle in a transaction."""
+    settings = "SET idle_in_transaction_session_timeout = '1s'"
+    assert settings.replace("1s", "15s") in search.database._POSTGRES_SESSION
+    script = f"import search.database\nsearch.database._POSTGRES_SESSION = {settings!r}\n{HOLD}"
+    script = script.replace("for line", "writer._lease.check(writer._database.engine.begin().__enter__())\nfor line")
+    process = child(script, postgres_url, str(tmp_path / "artifacts"), "elsewhere", "2")
+    assert _hear(process) == "won"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGSTOP)
+    with open_store(postgres_url, str(tmp_path / "artifacts"), lease=2) as store:
+        began = time.monotonic()
+        store.take("run", **make.take, wait=lambda _: None).release("done")
+        assert time.monotonic() - began < 10
 
 
 def test_waiting_ends_when_nobody_wants_to_wait(make_store: Callable[..., Store], make: Any) -> None:
     store = make_store(lease=30)
     writer = store.take("run", **make.take)
     _move(store, host="elsewhere")
-    threading.Timer(0.3, store.database.hurry).start()
+    writer._lease.stop()
+    threading.Timer(2.5, store.database.hurry).start()
     began = time.monotonic()
     with pytest.raises(Held, match="not waited for"):
         store.take("run", **make.take, wait=print)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 5
     writer.release("done")
 
 
@@ -308,7 +471,7 @@ def test_a_process_is_known_by_its_start(child: Callable[..., subprocess.Popen[s
     assert replace(here, pid=2**22 - 1).standing() == "dead"
     assert replace(here, host="elsewhere").standing() == "unknown"
     assert replace(here, namespace="another").standing() == "unknown"
-    assert replace(here, boot="another").standing() == "dead"
+    assert replace(here, boot="another").standing() == "unknown"
     other = child("import search.lease as l; p = l.this_process(); print(p.pid, p.started, flush=True); input()")
     pid, started = _hear(other).split()
     seen = replace(here, pid=int(pid), started=float(started))

@@ -30,6 +30,16 @@ def pool(nodes: list[Node], workers: Any = "auto", **worker: Any) -> Pool:
         ([Node(3, 0), Node(3, 0)], {"cpu": 2}, Pool(2, "cpu", 2, 0)),  # a worker lies on one machine
         ([Node(4, 0), Node(4, 1)], {}, Pool(1, "cuda", 1, 1)),
         ([Node(2, 0)], {"workers": 6}, Pool(6, "cpu", 1, 0)),
+        (
+            [Node(0, 0, "head", "1"), Node(4, 2, "a", "2"), Node(16, 1, "b", "3")],
+            {"gpu": 0.25},
+            Pool(8, "cuda", 1, 0.25),
+        ),
+        (
+            [Node(9, 8, "a", "1"), Node(9, 3, "b", "2"), Node(2, 4, "c", "3")],
+            {"gpu": 2, "cpu": 2},
+            Pool(6, "cuda", 2, 2),
+        ),
     ],
 )
 def test_a_pool_fits_its_machines(nodes: list[Node], asked: dict[str, Any], expected: Pool) -> None:
@@ -43,6 +53,7 @@ def test_a_pool_fits_its_machines(nodes: list[Node], asked: dict[str, Any], expe
         ([Node(2, 0)], {"gpu": 1}, "1 GPUs"),
         ([Node(8, 2)], {"workers": 3}, "enough for 2"),
         ([], {}, "no machine"),
+        ([Node(2, 0, "a", "1")], {"workers": 2, "cpu": 4}, "4 cores and 0 GPUs"),  # a cluster has what it has
     ],
 )
 def test_what_does_not_fit_is_refused(nodes: list[Node], asked: dict[str, Any], match: str) -> None:

@@ -530,6 +530,29 @@ def test_events_tell_what_happened_outside_the_lock(book: MemoryBook, world: Wor
     assert all((event.replica, event.task) == (0, 0) for event in events[:-1])
 
 
+def test_workers_that_wait_for_the_same_are_told_of_once(book: MemoryBook, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[Event] = []
+    written: list[str] = []
+    monkeypatch.setattr(book, "progress", lambda _, worker, *__: written.append(worker))
+    run = new_run(book, experiment=experiment(replicas=2), on_event=events.append)
+    first, second = next_job(run), next_job(run)
+    waits = Progress("here:1", 1, 2, None, "the store is away; waiting for it")
+    for job, progress in (
+        (first, waits),
+        (second, replace(waits, worker="here:2")),
+        (first, waits),
+        (first, replace(waits, waiting="")),
+        (second, replace(waits, waiting="")),
+        (second, waits),
+    ):
+        run.progress(job.id, progress)
+    told = [event.text for event in events if event.kind == "worker waits"]
+    assert told == ["here:1: the store is away; waiting for it"] * 2
+    by_job = {running.id: running.waiting for running in run.snapshot().running}
+    assert by_job == {first.id: "", second.id: waits.waiting}
+    assert written[-2:] == ["here:1", "here:1 (waiting)"]
+
+
 def test_a_snapshot_shows_where_it_stands(book: MemoryBook, world: World) -> None:
     run = new_run(book, experiment=experiment(replicas=1))
     job = next_job(run)

@@ -20,7 +20,8 @@ from search.book import History as BookHistory
 from search.errors import BadInput, Damage, LeaseLost
 from search.ledger import Cells, Openings, Table
 from search.records import dump
-from search.store import Deleted, History, Loss, Store, Writer, open_store
+from search.store import Deleted, History, Loss, Store, open_store
+from search.writer import Writer
 
 NAME = "run/replica-0/task-00"
 
@@ -369,8 +370,8 @@ def test_refuses_odd_names_and_folders(store: Store, make: Any, tmp_path: Path) 
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="this is a file"):
         store.take("run", **make.take, artifacts=str(tmp_path / "file"))
-    with pytest.raises(BadInput, match="only folders are supported"):
-        store.take("run", **make.take, artifacts="s3://bucket")
+    with pytest.raises(BadInput, match="only folders and s3:// are supported"):
+        store.take("run", **make.take, artifacts="gs://bucket")
     assert store.runs() == []
 
 

@@ -16,7 +16,8 @@ from search.database import Database
 from search.errors import BadInput, Damage
 from search.names import cell_key
 from search.records import Cell, CellRecord
-from search.studies import Studies, finished, study_names
+from search.studies import Studies
+from search.trials import finished, study_names
 
 LAYERS = ("hidden1", "hidden2", "output")
 NAME = "run/replica-0/task-00"

@@ -42,6 +42,7 @@ def new_run() -> Callable[..., Run]:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> WorkerSettings:
+    (tmp_path / "artifacts").mkdir()
     return WorkerSettings(str(tmp_path / "artifacts"), None, "cpu", 1)
 
 

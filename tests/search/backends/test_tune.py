@@ -193,7 +193,7 @@ def test_stop_does_not_wait_for_ray(
 
 
 def test_ray_client_is_refused() -> None:
-    with pytest.raises(BadInput, match="ray job submit"):
+    with pytest.raises(BadInput, match="clnp-search submit"):
         Tune("ray://head:10001")
 
 
@@ -204,7 +204,7 @@ def test_hooks_show_pickle_nothing(settings: WorkerSettings) -> None:
     exchange = Exchange()
     parking = Parking(exchange)
     jobs = Jobs(exchange, settings, parking)
-    for hook in (parking, jobs, Delivery(exchange, jobs)):
+    for hook in (parking, jobs, Delivery(exchange, jobs, parking)):
         assert hook.__getstate__() == {}
         assert len(pickle.dumps(hook)) < 200
 

@@ -9,7 +9,8 @@ import pytest
 from search.building import forget
 from search.errors import BadInput
 from search.grid import cells
-from search.machine import cores
+from search.machine import Node, cores
+from search.records import Memory, dump
 from search.reports.plan import plan
 from search.tables import TABLES, print_table
 
@@ -39,6 +40,12 @@ def tasks(count, seed, validation):
 """
 
 
+def printed(report) -> str:
+    out = io.StringIO()
+    print_table(TABLES["plan"](report), out)
+    return " ".join(out.getvalue().split())
+
+
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """The folder of a network and of tasks of one's own."""
@@ -65,7 +72,22 @@ def test_every_cell_is_there_in_full(experiment):
 
 def test_what_auto_became(experiment):
     workers = plan(experiment(), "new", store=None)["workers"]
-    assert workers == {"count": cores(), "device": "cpu", "threads": 1, "gpu": 0.0}
+    assert workers == {"count": cores(), "device": "cpu", "threads": 1, "gpu": 0.0, "cells": None}
+
+
+def test_on_a_gpu_stacks_are_as_large_as_its_memory_once_that_is_known(store, experiment):
+    """Memory is measured by the run's first job; a plan before it says so."""
+    gpus, run = [Node(cpus=8, gpus=1, name="g")], experiment(worker={"gpu": 0.5}, replicas=2)
+    before = plan(run, run.name, store=store, nodes=gpus)
+    assert before["workers"]["cells"] is None
+    assert "as many cells at once as its memory holds: that is measured first" in printed(before)
+    with store.take(run.name, experiment_json=run.to_json(), data="d", versions={}) as writer:
+        memory = Memory(fixed=100, member=100, total=600, device="cuda")
+        writer.close_job(writer.hand_out("measure", 0, 0, ()), "done", dump(memory))
+    after = plan(run, run.name, store=store, nodes=gpus)
+    assert after["workers"]["cells"] == 1  # 0.9 of half of 600, without the 100
+    assert [len(stack) for stack in after["grids"][0]["stacks"]] == [1, 1, 1, 1]
+    assert "which trains 1 cell at once at the most" in printed(after)
 
 
 def test_a_later_grid_of_its_own(experiment):

@@ -14,10 +14,6 @@ from search.reports.status import status
 from search.tables import TABLES, print_table
 
 
-def test_an_empty_database_has_no_runs(store):
-    assert status(store)["runs"] == []
-
-
 def test_an_unknown_name_is_refused_with_the_known_ones(store, experiment, simulate):
     simulate(experiment(), stop_after=1)
     with pytest.raises(BadInput, match=r"no run is called 'other' in .*; it holds made-up"):
@@ -25,7 +21,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(store, experiment, simul
 
 
 def test_a_finished_run(finished):
-    (run,) = status(finished)["runs"]
+    (run,) = status(finished, "made-up")["runs"]
     assert (run["state"], run["seconds_left"], run["running"], run["holder"]) == ("finished", None, [], None)
     assert run["units"] == {"hidden1": 32, "hidden2": 24}
     commits = finished.history("made-up").commits
@@ -57,7 +53,7 @@ def test_a_run_that_is_driven_now_shows_its_cells_and_jobs(store, experiment, si
 
 def test_before_the_first_commit_all_units_are_free(store, experiment, simulate):
     simulate(experiment(), stop_after=1)
-    (run,) = status(store)["runs"]
+    (run,) = status(store, "made-up")["runs"]
     assert run["replicas"][0]["free"] == {"hidden1": 32, "hidden2": 24}
     assert run["seconds_left"] is None
 
@@ -65,7 +61,7 @@ def test_before_the_first_commit_all_units_are_free(store, experiment, simulate)
 def test_diverged_cells_are_counted(store, experiment, simulate):
     world = World(diverges=lambda _, cell: cell.index == 3)
     simulate(experiment(replicas=1), stop_after=4, world=world)
-    (run,) = status(store)["runs"]
+    (run,) = status(store, "made-up")["runs"]
     history = store.history("made-up").cells[0, 0]
     assert (
         run["replicas"][0]["cells"]["diverged"] == sum(record.diverged is not None for record in history.values()) > 0
@@ -76,7 +72,7 @@ def test_diverged_cells_are_counted(store, experiment, simulate):
 def test_the_time_left_is_what_the_rest_takes(store, experiment, simulate, stop_after):
     """Every job takes the same virtual time here, so the forecast must come close to what the rest then takes."""
     simulate(experiment(), stop_after=stop_after)
-    (run,) = status(store)["runs"]
+    (run,) = status(store, "made-up")["runs"]
     left = simulate(experiment())
     assert run["seconds_left"] == pytest.approx(left, rel=0.35)
 
@@ -85,7 +81,7 @@ def test_a_run_that_stopped_has_no_time_left(store, experiment, simulate):
     run = experiment(replicas=1, retries=0, worker={"cells": 1})
     simulate(run, plan=lambda job, _: Fate(1.0, lost="its node is gone" if job.task == 1 else None))
     store.take("made-up", experiment_json=run.to_json(), data="d" * 64, versions={}).finish("stopped", "lost too often")
-    (found,) = status(store)["runs"]
+    (found,) = status(store, "made-up")["runs"]
     assert (found["state"], found["replicas"][0]["committed"], found["seconds_left"]) == ("stopped", 1, None)
 
 
@@ -93,14 +89,14 @@ def test_other_versions_are_said_as_the_attempt_wrote_them_down(store, experimen
     simulate(experiment(), stop_after=3)
     with store.take("made-up", experiment_json={}, data="", versions={"torch": "2.14.0"}) as writer:
         writer.note("since the last attempt: torch was 2.13.0, is 2.14.0")
-    (run,) = status(store)["runs"]
+    (run,) = status(store, "made-up")["runs"]
     assert run["attempts"] == 2
     assert run["notes"] == ["attempt 2: since the last attempt: torch was 2.13.0, is 2.14.0"]
 
 
 def test_the_report_is_json(store, experiment, simulate):
     simulate(experiment(), stop_after=11, keep_lease=True)
-    report = status(store)
+    report = status(store, "made-up")
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 
 
@@ -108,12 +104,12 @@ def test_the_forecast_says_at_which_task_a_layer_is_full(store, experiment, simu
     """By what the tasks since the first claimed on average (Sec. 3.1), the first alone while there is no other."""
     run = experiment(replicas=1, tasks={"count": 3})
     simulate(run, stop_after=1)
-    assert status(store)["runs"][0]["replicas"][0]["forecast"] == {}
+    assert status(store, "made-up")["runs"][0]["replicas"][0]["forecast"] == {}
     simulate(run)
     commits = store.history("made-up").commits
     claims = [commits[0, task].claimed[1] for task in range(3)]
     free = commits[0, 2].free[1]
-    found = status(store)["runs"][0]["replicas"][0]["forecast"]["hidden2"]
+    found = status(store, "made-up")["runs"][0]["replicas"][0]["forecast"]["hidden2"]
     claimed = (claims[1] + claims[2]) / 2
     more = pytest.approx(free / claimed)
     assert found == {
@@ -126,14 +122,14 @@ def test_the_forecast_says_at_which_task_a_layer_is_full(store, experiment, simu
     }
     with store.take("made-up", experiment_json={}, data="", versions={}) as writer:
         writer.update_run(experiment(replicas=1, tasks={"count": 40}).to_json())
-    found = status(store)["runs"][0]["replicas"][0]["forecast"]["hidden2"]
+    found = status(store, "made-up")["runs"][0]["replicas"][0]["forecast"]["hidden2"]
     assert found["full"] == 3 + int(free // claimed) + 1
     assert found["more"] == pytest.approx(free / claimed - 37)
 
 
 def test_under_the_budget_rule_the_units_are_to_last_for_the_tasks_that_share_them(store, experiment, simulate):
     simulate(experiment(replicas=1, rule={"kind": "budget", "tasks": 25, "floor": 2.0}))
-    report = status(store)
+    report = status(store, "made-up")
     found = report["runs"][0]["replicas"][0]["forecast"]["hidden2"]
     assert (found["count"], found["budgeted"]) == (25, True)
     assert 3 < found["full"] < 25

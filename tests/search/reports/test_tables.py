@@ -6,8 +6,10 @@ import re
 import pytest
 from rich.console import Console
 
+from search.gc import survey
 from search.reports.experiments import experiments
 from search.reports.final import final
+from search.reports.overview import overview
 from search.reports.plan import plan
 from search.reports.replay import replay
 from search.reports.show import show
@@ -33,13 +35,15 @@ def on_terminal(table, width: int = 80) -> str:
 @pytest.fixture
 def reports(finished, experiment):
     run = experiment()
+    job = {"run": run.name, "status": "failed", "started": 1.7e9, "ended": None, "exit_code": 5, "outcome": "no unit"}
     return {
         "experiments": experiments(),
         "final": final(finished, run.name),
+        "overview": overview(finished),
         "plan": plan(run, run.name, store=finished),
         "replay": replay(finished, run.name, "7"),
         "show": show(finished, run.name),
-        "status": status(finished),
+        "status": status(finished, run.name),
         "verify": {"verdict": "nothing old has changed by a bit", "problems": ["a [b] c"], "remarks": ["d"]},
         "export": {
             "run": "run",
@@ -53,6 +57,10 @@ def reports(finished, experiment):
             "fingerprint": "f" * 64,
         },
         "report": {"run": run.name, "file": "out/a.html", "size": 5e6, "replicas": 2, "commits": 6, "trials": 24},
+        "gc": survey(finished),
+        "list": {"address": "http://head:8265", "jobs": [job], "others": 2},
+        "stop": {**job, "address": "http://head:8265", "asked": True, "command": "clnp-search submit a.yaml"},
+        "submit": {**job, "address": "http://head:8265", "status": "running", "continues": False},
         "deleted": {"run": run.name, "studies": 6, "rows": 1, "artifacts": 0},
     }
 
@@ -81,7 +89,7 @@ def test_a_network_of_many_groups_is_summed_up(store, experiment, simulate):
         "plan": plan(run, run.name, store=store),
         "replay": replay(store, run.name, "7"),
         "show": show(store, run.name),
-        "status": status(store),
+        "status": status(store, run.name),
     }
     for name, report in made.items():
         text = on_terminal(TABLES[name](report))
@@ -162,7 +170,7 @@ def test_a_threshold_by_layer_is_said_to_be_a_multiple(store, experiment, simula
         "final": final(store, "made-up"),
         "show": show(store, "made-up"),
         "replay": replay(store, "made-up", "1"),
-        "status": status(store),
+        "status": status(store, "made-up"),
     }
     texts = {name: printed(TABLES[name](report)) for name, report in made.items()}
     for name in ("final", "show", "replay"):
@@ -194,14 +202,14 @@ def test_verify_shows_text_as_it_is(reports):
 
 
 def test_an_empty_database_says_what_to_do(store):
-    assert "clnp-search run quickstart" in printed(TABLES["status"](status(store)))
+    assert "clnp-search run quickstart" in printed(TABLES["overview"](overview(store)))
 
 
 def test_status_has_the_forecast_of_each_layer_or_of_the_first_to_be_full(store, experiment, simulate):
     """On 80 columns, for 2 layers and 5 tasks too."""
     run = experiment(tasks={"count": 5}, model={"hidden": [400, 400]}, replicas=1)
     simulate(run)
-    report = status(store)
+    report = status(store, run.name)
     found = report["runs"][0]["replicas"][0]["forecast"]
     text = printed(TABLES["status"](report))
     assert re.search(r"\n +replica +forecast for hidden1 +forecast for hidden2\n", text)
