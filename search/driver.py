@@ -270,9 +270,10 @@ class _Attempt:
             backend.stop.set()
         try:
             yield backend
-        except Exception as error:
-            if not isinstance(error, SearchError):
-                backend.stop.set()  # a bug: nobody takes in what still runs, which may be hours
+        except SearchError:
+            raise
+        except BaseException:
+            backend.stop.set()  # a bug: nobody takes in what still runs, which may be hours
             raise
         finally:
             backend.close()

@@ -261,19 +261,7 @@ class Store:
             Held: A driver has it.
             BadInput: There is none of that name.
         """
-        from search.writer import Writer
-
-        run_id = self._read(lambda connection: _id(connection, name), None)
-        row = self.run(name)
-        if run_id is None or row is None:
-            raise BadInput(f"there is no run {name} in {self.url}")
-        lease = Lease.acquire(self.database, run_id, name, duration=self._lease)
-        with ExitStack() as undo:
-            undo.callback(lease.release)
-            lease.keep()
-            writer = Writer(self.database, lease, run_id, name, self.open_artifacts(row.artifacts))
-            undo.pop_all()
-        return writer
+        return self._hold(name)[0]
 
     def delete(self, name: str) -> Deleted:
         """Remove a run: its studies, artifacts and rows. Cut off in between, it can be done again.
@@ -282,6 +270,16 @@ class Store:
             Held: A driver has it.
             BadInput: There is none of that name.
         """
+        writer, lease = self._hold(name)
+        with ExitStack() as undo:
+            undo.callback(lease.release)
+            studies: list[str] = self._read(lambda connection: study_names(connection, f"{name}/replica-"), [])
+            rows, removed = writer.delete(studies)
+            undo.pop_all()
+        return Deleted(len(studies), rows, removed)
+
+    def _hold(self, name: str) -> "tuple[Writer, Lease]":
+        """Take the lease of a run that is there, as it is."""
         from search.writer import Writer
 
         run_id = self._read(lambda connection: _id(connection, name), None)
@@ -293,10 +291,8 @@ class Store:
             undo.callback(lease.release)
             lease.keep()
             writer = Writer(self.database, lease, run_id, name, self.open_artifacts(row.artifacts))
-            studies: list[str] = self._read(lambda connection: study_names(connection, f"{name}/replica-"), [])
-            rows, removed = writer.delete(studies)
             undo.pop_all()
-        return Deleted(len(studies), rows, removed)
+        return writer, lease
 
     def open_artifacts(self, location: str) -> Artifacts:
         """Artifacts that are waited for as the database is: told in the same place, and not for who is to end.
