@@ -272,7 +272,7 @@ class _Attempt:
             yield backend
         except SearchError:
             raise
-        except BaseException:
+        except Exception:
             backend.stop.set()  # a bug: nobody takes in what still runs, which may be hours
             raise
         finally:
