@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import search.worker
+import search.worker.commit
+import search.worker.stack
 from clnp.evaluation import logits
 from clnp.forgetting import Point
 from clnp.rounds import Round
@@ -176,7 +177,7 @@ def test_what_is_not_the_winner_is_not_fine_tuned(played: Played, monkeypatch: p
     def never(*_: object, **__: object) -> None:
         raise AssertionError("it was fine-tuned")
 
-    monkeypatch.setattr(search.worker, "fine_tune", never)
+    monkeypatch.setattr(search.worker.commit, "fine_tune", never)
     job, _ = played.commit(0)
     wrong = replace(job, point=replace(job.point, correct=job.point.correct + 1))
     failure = perform(wrong, played.settings).failure
@@ -194,8 +195,8 @@ def test_what_fine_tuning_scored_is_what_is_committed(played: Played, monkeypatc
         layer = network.layers[-2]
         network.weights(layer).weight[network.owner(layer.group) == network.task - 1] *= -1
 
-    real = search.worker.commit
-    monkeypatch.setattr(search.worker, "commit", spoil)
+    real = search.worker.commit.commit
+    monkeypatch.setattr(search.worker.commit, "commit", spoil)
     failure = perform(job, played.settings).failure
     assert failure is not None
     rounds = len(record.rounds)

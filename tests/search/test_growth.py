@@ -203,19 +203,20 @@ REAL: dict[str, Any] = {
 @pytest.fixture
 def keeps_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every commit claims every free unit: tiny layers are full after the first task."""
-    import search.worker
+    import search.worker.stack
+    from clnp.thresholds import claims_at
 
-    real = search.worker.staircase
+    real = search.worker.stack.staircase
 
     def staircase(*arguments: Any) -> Any:
         found = real(*arguments)
         first = found.points[-1]
-        claims = search.worker.claims_at(arguments[0], arguments[1], None)
+        claims = claims_at(arguments[0], arguments[1], None)
         claimed = tuple(int(claims[group.name].sum()) for group in arguments[0].groups)
         point = replace(first, theta=None, correct=found.unpruned, claimed=claimed)
         return replace(found, points=(point,))
 
-    monkeypatch.setattr(search.worker, "staircase", staircase)
+    monkeypatch.setattr(search.worker.stack, "staircase", staircase)
 
 
 class Quiet:

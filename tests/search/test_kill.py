@@ -50,7 +50,8 @@ DRIVER = """
 import json, os, signal, sys
 
 import clnp.finetuning
-import search.worker
+import search.worker.commit
+import search.worker.stack
 from search.artifacts import Artifacts
 from search.driver import run_experiment
 from search.experiment import Experiment
@@ -84,7 +85,7 @@ points = {
     "after an upload": (Artifacts, "put", "after"),
     "after a staircase": (Studies, "add", "before"),
     "after a trial": (Studies, "add", "after"),
-    "during a commit": (search.worker, "commit", "after"),
+    "during a commit": (search.worker.commit, "commit", "after"),
     "while a commit is fine-tuned": (clnp.finetuning, "put_back", "after"),
     "before a commit is written": (Writer, "add_commit", "before"),
     "after a commit": (Writer, "add_commit", "after"),

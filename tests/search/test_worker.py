@@ -15,7 +15,8 @@ import torch
 import clnp.commit
 import clnp.footprint
 import search.building
-import search.worker
+import search.worker.commit
+import search.worker.stack
 from clnp.activity import mean_activity
 from clnp.evaluation import logits
 from clnp.network import FREE
@@ -204,9 +205,9 @@ def test_a_commit_opens_its_test_split_after_committing(played: Played, monkeypa
         order.append("commit")
         real_commit(*arguments)
 
-    real_open, real_commit = WholeTask.open_test, search.worker.commit
+    real_open, real_commit = WholeTask.open_test, search.worker.commit.commit
     monkeypatch.setattr(WholeTask, "open_test", open_test)
-    monkeypatch.setattr(search.worker, "commit", commit)
+    monkeypatch.setattr(search.worker.commit, "commit", commit)
     assert perform(played.commit(1), played.settings).commit is not None
     assert order.index("commit") < order.index("own test")
     assert "own test" not in order[: order.index("commit")]
@@ -221,8 +222,8 @@ def test_a_member_whose_scan_raises_fails_alone(single: Played, monkeypatch: pyt
             raise RuntimeError("out of memory")
         return real(*arguments)
 
-    real = search.worker.staircase
-    monkeypatch.setattr(search.worker, "staircase", staircase)
+    real = search.worker.stack.staircase
+    monkeypatch.setattr(search.worker.stack, "staircase", staircase)
     result = perform(single.stack(0), single.settings)
     assert result.failures == {0: "RuntimeError: out of memory"}
     assert list(map(bits, result.cells)) == [bits(single.cells(0)[1])]
@@ -271,8 +272,8 @@ def test_every_task_is_compared_at_full_width(played: Played, monkeypatch: pytes
         own = network.owner(network.groups[1]) == task
         network.weights(network.layers[1]).weight[own.unsqueeze(1) & free] = 10.0
 
-    real = search.worker.commit
-    monkeypatch.setattr(search.worker, "commit", spoil)
+    real = search.worker.commit.commit
+    monkeypatch.setattr(search.worker.commit, "commit", spoil)
     failure = perform(played.commit(1), played.settings).failure
     assert failure is not None
     assert f"task {task + 1} is answered otherwise by the whole network" in failure.text
@@ -287,8 +288,8 @@ def test_what_is_committed_is_scored_after_the_commit(played: Played, monkeypatc
         layer = network.layers[-2]
         network.weights(layer).weight[network.owner(layer.group) == network.task - 1] *= -1
 
-    real = search.worker.commit
-    monkeypatch.setattr(search.worker, "commit", spoil)
+    real = search.worker.commit.commit
+    monkeypatch.setattr(search.worker.commit, "commit", spoil)
     failure = perform(played.commit(1), played.settings).failure
     assert failure is not None
     assert failure.kind == "damage"
@@ -303,8 +304,8 @@ def test_a_commit_is_read_back_before_it_counts(played: Played, monkeypatch: pyt
         tensors["hidden1.weight"][0] += 1.0
         return tensors
 
-    real = search.worker.added
-    monkeypatch.setattr(search.worker, "added", alter)
+    real = search.worker.commit.added
+    monkeypatch.setattr(search.worker.commit, "added", alter)
     failure = perform(played.commit(1), played.settings).failure
     assert failure is not None
     assert "comes back from its own tensors with another fingerprint" in failure.text
@@ -357,8 +358,8 @@ def test_an_old_entry_that_moves_is_counted(played: Played, monkeypatch: pytest.
         layer = network.layers[0]
         network.weights(layer).bias[(network.owner(layer.group) == 0).nonzero()[0]] += 1e-6
 
-    real = search.worker.commit
-    monkeypatch.setattr(search.worker, "commit", spoil)
+    real = search.worker.commit.commit
+    monkeypatch.setattr(search.worker.commit, "commit", spoil)
     result = perform(played.commit(1), played.settings)
     assert result.commit is not None
     assert result.commit.changed == 1
@@ -367,13 +368,13 @@ def test_an_old_entry_that_moves_is_counted(played: Played, monkeypatch: pytest.
 
 def test_a_changed_answer_is_counted(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     """Promise 1: the logits are compared as well as the fingerprints."""
-    real, calls = search.worker.logits, []
+    real, calls = search.worker.commit.logits, []
 
     def answer(*arguments: Any) -> Any:
         calls.append(arguments)
         return real(*arguments) + (1e-6 if len(calls) > 1 else 0.0)
 
-    monkeypatch.setattr(search.worker, "logits", answer)
+    monkeypatch.setattr(search.worker.commit, "logits", answer)
     result = perform(played.commit(1), played.settings)
     assert result.commit is not None
     assert result.commit.changed == 1
@@ -381,12 +382,12 @@ def test_a_changed_answer_is_counted(played: Played, monkeypatch: pytest.MonkeyP
 
 def test_a_changed_fingerprint_is_counted(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     """Promise 1: also where no answer to the test split shows it."""
-    real = search.worker.fingerprint
+    real = search.worker.commit.fingerprint
 
     def changed(network: Any, task: int) -> str:
         return "0" * 64 if (network.task, task) == (2, 0) else real(network, task)
 
-    monkeypatch.setattr(search.worker, "fingerprint", changed)
+    monkeypatch.setattr(search.worker.commit, "fingerprint", changed)
     result = perform(played.commit(1), played.settings)
     assert result.commit is not None
     assert result.commit.changed == 1
@@ -628,7 +629,7 @@ def test_own_code_changes_no_setting_of_torch(tmp_path: Path, monkeypatch: pytes
             while_training.append(torch_settings())
             return train(*arguments, **named)
 
-        monkeypatch.setattr(search.worker, "train", spy)
+        monkeypatch.setattr(search.worker.stack, "train", spy)
         tensors = tmp_path / f"tensors {name}"
         tensors.mkdir()
         settings = WorkerSettings(str(tensors), None, "cpu", 1, code)
@@ -756,8 +757,8 @@ def test_memory_is_measured_for_the_stacks_to_come(tmp_path: Path, monkeypatch: 
         return train(*arguments, **options)
 
     monkeypatch.setattr(clnp.footprint, "train", counted)
-    monkeypatch.setattr(search.worker, "cuda_peak", gauge)
-    monkeypatch.setattr(search.worker, "gpu_bytes", lambda: 9_000_000)
+    monkeypatch.setattr(search.worker.stack, "cuda_peak", gauge)
+    monkeypatch.setattr(search.worker.stack, "gpu_bytes", lambda: 9_000_000)
     chosen, settings, book = (
         experiment(worker={"gpu": 0.5}),
         WorkerSettings(str(tmp_path), None, "cpu", 1),
@@ -786,8 +787,8 @@ def test_where_two_members_find_no_memory_each_cell_trains_alone(
     def full(_: Any) -> int:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(search.worker, "cuda_peak", full)
-    monkeypatch.setattr(search.worker, "gpu_bytes", lambda: 9_000_000)
+    monkeypatch.setattr(search.worker.stack, "cuda_peak", full)
+    monkeypatch.setattr(search.worker.stack, "gpu_bytes", lambda: 9_000_000)
     settings, book = WorkerSettings(str(tmp_path), None, "cpu", 1), MemoryBook()
     chosen = experiment(worker={"gpu": 1})
     sequence = build_sequence(chosen, 0, None)
