@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from search.building import forget
+from search.cli import main
 from search.options import read_options
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -29,25 +33,30 @@ def test_the_library_example_forgets_nothing() -> None:
     assert min(int(right) for right in rows[-1][0]) > 240
 
 
-def test_ones_own_network_and_tasks_take_under_forty_lines(tmp_path: Path) -> None:
+def test_ones_own_network_and_tasks_take_under_forty_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The README's own files, run as it says but for fewer epochs: it trains, grows, exports, and nothing old moves."""
     (code,) = (block for block in blocks("python") if "def " in block)
     (experiment,) = (block for block in blocks("yaml") if "mine:" in block)
     assert len(code.splitlines()) + len(experiment.splitlines()) < 40
     (tmp_path / "mine.py").write_text(code)
     (tmp_path / "mine.yaml").write_text(experiment)
+    monkeypatch.chdir(tmp_path)
     for words in (
         "run mine.yaml --backend inline --set training.epochs=2 rule.margin=9",
         "run mine.yaml --backend inline --set training.epochs=2 rule.margin=9 tasks.count=3 grow.by=8 grow.below=24",
         "verify mine",
         "export mine --task 2 --to task2.onnx",
     ):
-        command = [sys.executable, "-m", "search", *words.split()]
-        done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, f"{words}:\n{done.stdout}{done.stderr}"
+        forget()
+        sys.modules.pop("mine", None)
+        code_of_exit = main(words.split())
+        said = "".join(capfd.readouterr())
+        assert code_of_exit == 0, f"{words}:\n{said}"
         if "grow" in words:
-            assert "0 of 3 old fingerprints changed" in done.stdout
-            assert "units grown: stem.0 from 24 to 32" in done.stdout + done.stderr
+            assert "0 of 3 old fingerprints changed" in said
+            assert "units grown: stem.0 from 24 to 32" in said
     assert (tmp_path / "task2.onnx").stat().st_size > 0
 
 

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ DRIVER = """
 import json, os, signal, sys
 
 import clnp.finetuning
+import search.building
 import search.worker.commit
-import search.worker.stack
 from search.artifacts import Artifacts
 from search.driver import run_experiment
 from search.experiment import Experiment
@@ -60,15 +61,22 @@ from search.studies import Studies
 from search.view import open_view
 from search.writer import Writer
 
-url, folder, experiment, backend, point, count = sys.argv[1:]
-left = int(count)
+POINTS = {
+    "after an upload": (Artifacts, "put", "after"),
+    "after a staircase": (Studies, "add", "before"),
+    "after a trial": (Studies, "add", "after"),
+    "during a commit": (search.worker.commit, "commit", "after"),
+    "while a commit is fine-tuned": (clnp.finetuning, "put_back", "after"),
+    "before a commit is written": (Writer, "add_commit", "before"),
+    "after a commit": (Writer, "add_commit", "after"),
+}
 
 
-def die(owner, name, moment):
+def die(owner, name, moment, left):
     real = getattr(owner, name)
 
     def deadly(*arguments, **options):
-        global left
+        nonlocal left
         left -= 1
         if left == 0 and moment == "before":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -80,40 +88,23 @@ def die(owner, name, moment):
     setattr(owner, name, deadly)
 
 
-points = {
-    "": None,
-    "after an upload": (Artifacts, "put", "after"),
-    "after a staircase": (Studies, "add", "before"),
-    "after a trial": (Studies, "add", "after"),
-    "during a commit": (search.worker.commit, "commit", "after"),
-    "while a commit is fine-tuned": (clnp.finetuning, "put_back", "after"),
-    "before a commit is written": (Writer, "add_commit", "before"),
-    "after a commit": (Writer, "add_commit", "after"),
-}
-if points[point] is not None:
-    die(*points[point])
-with open_store(url, folder, patience=600) as store, open_view(sys.stderr) as view:
-    chosen = Experiment.model_validate(json.loads(experiment))
-    run_experiment(store, chosen, name="killed", backend=backend, view=view)
-"""
+def drive(url, folder, experiment, backend, point, count):
+    if point:
+        die(*POINTS[point], count)
+    log = open(f"{folder}/log", "a")
+    os.dup2(log.fileno(), 2)
+    with open_store(url, f"{folder}/artifacts", patience=600) as store, open_view(sys.stderr) as view:
+        return run_experiment(store, Experiment.model_validate(experiment), name="killed", backend=backend, view=view)
 
 
-FORKS = """
-import json, os, sys
-
-import search.backends.inline, search.building, search.worker  # not again for every driver: it is what takes longest
-from search.driver import run_experiment
-from search.experiment import Experiment
-from search.store import open_store
-from search.view import open_view
+if len(sys.argv) > 1:
+    sys.exit(drive(*json.loads(sys.argv[1])))
+import search.backends.inline  # not again for every driver: to import takes longer than such a run
 
 for line in sys.stdin:
-    url, folder, experiment = json.loads(line)
     child = os.fork()
     if child == 0:
-        with open_store(url, folder, patience=600) as store, open_view(sys.stderr) as view:
-            chosen = Experiment.model_validate(experiment)
-            os._exit(run_experiment(store, chosen, name="killed", backend="inline", view=view))
+        os._exit(drive(*json.loads(line)))
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -136,27 +127,32 @@ def url(folder: Path) -> str:
     return file.read_text() if file.exists() else f"sqlite:///{folder / 'store.db'}"
 
 
-def start(folder: Path, experiment: Experiment, *, backend: str = "inline", point: str = "", count: int = 0) -> Any:
+def _asked(folder: Path, experiment: Experiment, backend: str, point: str, count: int) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    return json.dumps([url(folder), str(folder), experiment.to_json(), backend, point, count])
+
+
+def _environment(**more: str) -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, **more, "PYTHONPATH": path}
+
+
+def start(folder: Path, experiment: Experiment, *, point: str = "", count: int = 0) -> "subprocess.Popen[bytes]":
+    """A driver whose workers are Ray's."""
     home = folder / "home"
     home.mkdir(parents=True, exist_ok=True)
     (home / "ray_bootstrap_config.yaml").write_text("provider: {type: local}\n")
-    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    arguments = url(folder), str(folder / "artifacts"), json.dumps(experiment.to_json()), backend, point, str(count)
-    return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, *arguments],
-        env={**os.environ, "HOME": str(home), "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "log").open("a"),
-    )
+    command = [sys.executable, "-c", DRIVER, _asked(folder, experiment, "tune", point, count)]
+    return subprocess.Popen(command, env=_environment(HOME=str(home)), stdout=subprocess.DEVNULL)
 
 
 class Forked:
     """A driver that a process which has everything imported forked: it works at once. One at a time."""
 
-    def __init__(self, parent: Any, folder: Path, experiment: Experiment) -> None:
+    def __init__(self, parent: Any, folder: Path, experiment: Experiment, point: str = "", count: int = 0) -> None:
         self.returncode: int | None = None
         self._parent = parent
-        print(json.dumps([url(folder), str(folder / "artifacts"), experiment.to_json()]), file=parent.stdin, flush=True)
+        print(_asked(folder, experiment, "inline", point, count), file=parent.stdin, flush=True)
         self.pid = int(parent.stdout.readline())
 
     def wait(self, timeout: float | None = None) -> int:
@@ -175,13 +171,13 @@ class Forked:
         os.kill(self.pid, signal.SIGKILL)
 
 
-@pytest.fixture
-def fork() -> Iterator[Callable[[Path, Experiment], Forked]]:
-    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([sys.executable, "-c", FORKS], **pipes, env=environment, text=True) as parent:
-        yield lambda folder, experiment: Forked(parent, folder, experiment)
+@pytest.fixture(scope="module")
+def fork() -> Iterator[Callable[..., Forked]]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(
+        [sys.executable, "-c", DRIVER], **pipes, env=_environment(OMP_NUM_THREADS="1"), text=True
+    ) as parent:
+        yield partial(Forked, parent)
 
 
 def open_folder(folder: Path) -> Store:
@@ -259,35 +255,41 @@ def killed(process: Any, *, within: float = 120) -> None:
     ],
 )
 def test_killed_at_a_named_point(
-    database: str, point: str, count: int, tmp_path: Path, undisturbed: Records, request: pytest.FixtureRequest
+    database: str,
+    point: str,
+    count: int,
+    tmp_path: Path,
+    undisturbed: Records,
+    fork: Callable[..., Forked],
+    request: pytest.FixtureRequest,
 ) -> None:
     if database == "postgresql":
         (tmp_path / "url").write_text(request.getfixturevalue("postgres_url"))
-    killed(start(tmp_path, small(), point=point, count=count))
+    killed(fork(tmp_path, small(), point, count))
     with open_folder(tmp_path) as store:
         assert len(store.history("killed").commits) < 4
         assert store.jobs("killed")
     assert go_on(tmp_path, small()) == undisturbed
 
 
-def test_killed_while_a_commit_is_fine_tuned(tmp_path: Path) -> None:
+def test_killed_while_a_commit_is_fine_tuned(tmp_path: Path, fork: Callable[..., Forked]) -> None:
     """Between two rounds: the commit runs again whole, with the same bits."""
     tuned = {"epochs": 2, "learning_rate": 0.005, "alpha": 1e-4, "rounds": 2, "margin": 8}
     experiment = small(fine_tuning=tuned, replicas=1, tasks={"count": 1})
     (tmp_path / "undisturbed").mkdir()
     expected = go_on(tmp_path / "undisturbed", experiment)
     assert any(one.better for commit in expected.commits.values() for one in commit.rounds)
-    killed(start(tmp_path / "killed", experiment, point="while a commit is fine-tuned", count=1))
+    killed(fork(tmp_path / "killed", experiment, "while a commit is fine-tuned", 1))
     with open_folder(tmp_path / "killed") as store:
         assert store.jobs("killed")
         assert not store.history("killed").commits
     assert go_on(tmp_path / "killed", experiment) == expected
 
 
-def test_killed_again_and_again(tmp_path: Path, undisturbed: Records) -> None:
+def test_killed_again_and_again(tmp_path: Path, undisturbed: Records, fork: Callable[..., Forked]) -> None:
     """The records of a stack come in over several drivers, none of which sees its end."""
     for _ in range(2):
-        killed(start(tmp_path, small(), point="after a trial", count=1))
+        killed(fork(tmp_path, small(), "after a trial", 1))
     assert go_on(tmp_path, small()) == undisturbed
 
 
@@ -316,7 +318,7 @@ def family() -> Iterator[Callable[[Any], None]]:
 
 def test_killed_with_ray(tmp_path: Path, undisturbed: Records, family: Callable[[Any], None]) -> None:
     """Workers that outlive their driver may still upload; that changes no record."""
-    process = start(tmp_path, small(), backend="tune", point="after a commit", count=2)
+    process = start(tmp_path, small(), point="after a commit", count=2)
     end = time.monotonic() + 120
     with open_folder(tmp_path) as store:
         while process.poll() is None:
@@ -372,7 +374,7 @@ def test_drivers_killed_at_random_moments(
     tmp_path: Path,
     new_folder: Callable[[str], Path],
     family: Callable[[Any], None],
-    fork: Callable[[Path, Experiment], Forked],
+    fork: Callable[..., Forked],
 ) -> None:
     """Every run that the killed drivers make is brought to its end by one that is not, and has the same records."""
     experiment = Experiment.model_validate(MANY)
@@ -385,9 +387,7 @@ def test_drivers_killed_at_random_moments(
     while done < kills:
         folder, here, finished = new_folder(kind), 0, False
         while here < 10 and done < kills and not finished:
-            process: Any = (
-                fork(folder, experiment) if backend == "inline" else start(folder, experiment, backend=backend)
-            )
+            process: Any = fork(folder, experiment) if backend == "inline" else start(folder, experiment)
             if draw.random() < 0.8:
                 wait_for_work(folder, process)  # before, there is little to lose
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -430,7 +430,7 @@ def test_workers_killed_at_random_moments(
     done = runs = lost = 0
     while done < kills:
         folder, here, seen = new_folder("postgresql"), 0, set()
-        process = start(folder, experiment, backend="tune")
+        process = start(folder, experiment)
         with open_folder(folder) as store:
             while process.poll() is None and done < kills:
                 job = next((job for job in store.jobs("killed") if job.worker and job.id not in seen), None)

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,22 @@ def command(*arguments: str, at: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_it_runs_from_anywhere_and_is_read_without_torch(folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """The command in this process, as new: to import torch takes longer than what it does. Exit code and errors."""
+
+    def call(*arguments: str, at: Path) -> tuple[int, str]:
+        forget()
+        sys.modules.pop("myown", None)
+        monkeypatch.chdir(at)
+        return main(list(arguments)), capsys.readouterr().err
+
+    return call
+
+
+def test_it_runs_from_anywhere_and_is_read_without_torch(
+    folder: Path, tmp_path: Path, inside: Callable[..., tuple[int, str]]
+) -> None:
     """The folder of the experiment file is where its code is looked for; who resumes needs neither file nor folder."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -86,8 +102,8 @@ def test_it_runs_from_anywhere_and_is_read_without_torch(folder: Path, tmp_path:
     first = command("run", str(folder / "own.yaml"), "--backend", "inline", *storage, at=elsewhere)
     assert first.returncode == 0, first.stderr
     assert "0 of 1 old fingerprints changed" in first.stdout
-    again = command("run", str(folder / "own.yaml"), "--backend", "inline", *storage, at=folder)
-    assert "run own is finished already" in again.stderr
+    code, said = inside("run", str(folder / "own.yaml"), "--backend", "inline", *storage, at=folder)
+    assert (code, "run own is finished already" in said) == (0, True), said
 
     program = (
         "import sys; from search.cli import main\n"
@@ -103,22 +119,24 @@ def test_it_runs_from_anywhere_and_is_read_without_torch(folder: Path, tmp_path:
     assert "stem" in done.stdout
     assert "branch" in done.stdout, "weights are of layers, units are of groups"
 
-    more = command("run", str(folder / "own.yaml"), "--set", "tasks.count=3", "--backend", "inline", *storage, at=ROOT)
-    assert more.returncode == 0, more.stderr
-    for name in ("resume", "verify"):
-        extra = ["--backend", "inline"] if name == "resume" else []
-        found = command(name, "own", *extra, *storage, at=elsewhere)
-        assert found.returncode == 0, found.stderr
-    exported = command("export", "own", "--task", "2", "--to", "two.safetensors", *storage, at=elsewhere)
-    assert exported.returncode == 0, exported.stderr
+    more = ["run", str(folder / "own.yaml"), "--set", "tasks.count=3", "--backend", "inline"]
+    export = ["export", "own", "--task", "2", "--to", "two.safetensors"]
+    for words, at in (
+        (more, ROOT),
+        (["resume", "own", "--backend", "inline"], elsewhere),
+        (["verify", "own"], elsewhere),
+        (export, elsewhere),
+    ):
+        code, said = inside(*words, *storage, at=at)
+        assert code == 0, said
     assert (elsewhere / "two.safetensors").exists()
 
     folder.rename(tmp_path / "moved")
     gone = command("verify", "own", *storage, at=elsewhere)
     assert gone.returncode == 2
     assert re.search(rf"there is no module myown; looked for in {folder}, {elsewhere} and among", gone.stderr)
-    here = command("verify", "own", *storage, at=tmp_path / "moved")
-    assert here.returncode == 0, here.stderr
+    code, said = inside("verify", "own", *storage, at=tmp_path / "moved")
+    assert code == 0, said
 
 
 def test_the_workers_of_ray_find_it(folder: Path, tmp_path: Path) -> None:
@@ -175,31 +193,37 @@ def loud(count, seed, validation):
 """
 
 
-def test_what_own_code_prints_goes_to_standard_error(folder: Path, tmp_path: Path) -> None:
+def test_what_own_code_prints_goes_to_standard_error(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Standard output is the command's: its JSON stays JSON."""
     (folder / "myown.py").write_text(CODE + LOUD)
     own = ["--set", "model.kind=myown:Loud", "--set", "tasks.kind=myown:loud"]
     storage = ["--storage", f"sqlite:///{tmp_path / 'own.db'}"]
     said = ("imported", "made a network", "traced", "made tasks", "made samples")
     for name, extra in (("plan", []), ("run", ["--backend", "inline"])):
-        done = command(name, str(folder / "own.yaml"), *own, *extra, "--format", "json", *storage, at=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)
-        assert set(said) <= set(done.stderr.splitlines())
+        forget()
+        sys.modules.pop("myown", None)
+        assert main([name, str(folder / "own.yaml"), *own, *extra, "--format", "json", *storage]) == 0
+        out, err = capfd.readouterr()
+        assert json.loads(out)
+        assert set(said) <= set(err.splitlines())
 
 
 @pytest.mark.parametrize("code", [0, 7])
-def test_own_code_that_exits_ends_the_command_as_bad_input(folder: Path, tmp_path: Path, code: int) -> None:
+def test_own_code_that_exits_ends_the_command_as_bad_input(
+    folder: Path, tmp_path: Path, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Promise 8: not with its own exit code and without a word."""
     (folder / "myown.py").write_text(f"import sys\n{CODE}\nsys.exit({code})\n")
     storage = ["--storage", f"sqlite:///{tmp_path / 'own.db'}"]
-    done = command("run", str(folder / "own.yaml"), "--backend", "inline", *storage, at=tmp_path)
-    assert done.returncode == 2
-    assert f"importing myown raised SystemExit: {code} ({folder / 'myown.py'}, line" in done.stderr
-    assert "mend it; the same command goes on" in done.stderr
+    assert main(["run", str(folder / "own.yaml"), "--backend", "inline", *storage]) == 2
+    said = capsys.readouterr().err
+    assert f"importing myown raised SystemExit: {code} ({folder / 'myown.py'}, line" in said
+    assert "mend it; the same command goes on" in said
 
 
-@pytest.mark.parametrize("where", ["module", "function"])
+@pytest.mark.parametrize("where", ["module", pytest.param("function", marks=pytest.mark.slow)])
 def test_own_code_may_import_torchvision(folder: Path, tmp_path: Path, where: str) -> None:
     """Beside a CPU build of torch too, whose operators torchvision's wheel does not load."""
     line = "from torchvision.models import resnet; assert resnet.BasicBlock"
