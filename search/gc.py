@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from search.artifacts import join, parent
 from search.artifacts.vault import Entry
 from search.decisions import losers
-from search.errors import BadInput, Held, SearchError
+from search.errors import BadInput, Held, SearchError, Unavailable
 from search.experiment import Experiment
 from search.rows import Tensors
 from search.store import History, RunRow, Store
@@ -129,6 +129,8 @@ def _remove(store: Store, row: RunRow, *, strict: bool) -> dict[str, Any]:
 
 
 def _waste(store: Store, row: RunRow) -> _Waste:
+    if store.is_away(row):
+        raise Unavailable(f"{row.artifacts} is not there, and rows name tensors in it: is it on a share that is away?")
     artifacts = store.open_artifacts(row.artifacts)
     needed, named = _needed(Experiment.from_json(row.experiment), store.history(row.name), store.tensors(row.name))
     waste = _Waste({}, {}, artifacts.half_written(), {})

@@ -243,9 +243,10 @@ class Store:
             if row is None or row.state == "deleting":
                 raise BadInput(f"run {name} is being deleted; end that first: clnp-search delete {name}")
             location = row.artifacts if given is None else self._moved(row, given)
-            mine = self.open_artifacts(location)
-            mine.prepare(again=True)
+            self._prepare(name, location)
+            mine = self.open_artifacts(location, prepared=True)
             writer = Writer(self.database, lease, run_id, name, mine, layers=layers)
+            undo.callback(writer.close)
             writer.begin(versions, artifacts=self._relative(parent(location)))
             if lease.taken_over:
                 writer.note(lease.taken_over)
@@ -273,6 +274,7 @@ class Store:
         writer, lease = self._hold(name)
         with ExitStack() as undo:
             undo.callback(lease.release)
+            undo.callback(writer.close)
             studies: list[str] = self._read(lambda connection: study_names(connection, f"{name}/replica-"), [])
             rows, removed = writer.delete(studies)
             undo.pop_all()
@@ -294,13 +296,26 @@ class Store:
             undo.pop_all()
         return writer, lease
 
-    def open_artifacts(self, location: str) -> Artifacts:
+    def open_artifacts(self, location: str, *, prepared: bool = False) -> Artifacts:
         """Artifacts that are waited for as the database is: told in the same place, and not for who is to end.
+
+        Args:
+            prepared: See :class:`~search.artifacts.Artifacts`.
 
         Raises:
             BadInput: See :class:`~search.artifacts.Artifacts`.
         """
-        return Artifacts(location, patience=self._patience, on_wait=self._tell, pause=self.database.pause)
+        return Artifacts(
+            location, prepared=prepared, patience=self._patience, on_wait=self._tell, pause=self.database.pause
+        )
+
+    def is_away(self, row: RunRow) -> bool:
+        """Whether rows of the run name tensors that are kept, and the folder where they are is not there.
+
+        Raises:
+            Unavailable: The place cannot be read.
+        """
+        return not self.open_artifacts(row.artifacts).exists() and self._keeps_tensors(row.name)
 
     def look(self, work: Callable[[Connection], Result]) -> Result:
         """What ``work`` reads of Optuna's tables, tried again while the database is away. It writes nothing.
@@ -364,12 +379,28 @@ class Store:
         beside = os.path.commonpath([place, self._home]) == self._home
         return os.path.relpath(place, self._home) if beside else place
 
+    def _keeps_tensors(self, name: str) -> bool:
+        return any(not each.dropped for each in self.tensors(name))
+
+    def _prepare(self, name: str, location: str) -> None:
+        """Make the run's own folder, or see that it can be used still.
+
+        Raises:
+            BadInput, Unavailable: It cannot.
+        """
+        kept = self._keeps_tensors(name)
+        artifacts = self.open_artifacts(location, prepared=kept)
+        if kept:
+            artifacts.list()  # waits for a share that is away, beneath which prepare would make another folder
+        artifacts.prepare(again=True)
+
     def _moved(self, row: RunRow, given: str) -> str:
         """Where in ``given`` the run's tensors are: where they are already, or were moved to, or where none were."""
         location = join("", given, os.path.basename(row.artifacts))
         if row.artifacts in (location, given):
             return row.artifacts
-        if not self.open_artifacts(location).exists() and self.open_artifacts(row.artifacts).list():
+        there = self._keeps_tensors(row.name) or self.open_artifacts(row.artifacts).list()
+        if there and not self.open_artifacts(location).exists():
             what = "copy" if is_bucket(row.artifacts) or is_bucket(location) else "move"
             raise BadInput(
                 f"the tensors of run {row.name} are in {row.artifacts}; {what} that folder to {location} first"

@@ -355,7 +355,7 @@ class Writer:
             except LeaseLost:
                 return
             finally:
-                self._studies.close()
+                self.close()
 
     def delete(self, studies: Sequence[str]) -> tuple[int, int]:
         """Remove everything: studies, then artifacts, then rows, the run's last, so that it can be done again.
@@ -371,8 +371,12 @@ class Writer:
             rows = self._write(lambda connection: delete_rows(connection, self._run))
             self._released = True
             self._lease.stop()
-            self._studies.close()
+            self.close()
             return rows, artifacts
+
+    def close(self) -> None:
+        """Close every idle connection of its own; nothing is written."""
+        self._studies.close()
 
     def _write(self, work: Callable[[Connection], Result]) -> Result:
         def attempt() -> Result:

@@ -146,6 +146,22 @@ def test_a_place_that_cannot_be_reached_is_named_and_the_others_are_done(
     assert "left alone" in capsys.readouterr().out
 
 
+def test_a_share_that_is_away_is_out_of_reach(sqlite_url: str, make: Any, tmp_path: Path) -> None:
+    """What it holds is not gone; a run without tensors has nothing there."""
+    with open_store(sqlite_url, str(tmp_path / "share")) as store:
+        fill(store, make, "run")
+        with store.take("empty", **{**make.take, "experiment_json": experiment("all")}):
+            pass
+        (tmp_path / "share").rename(tmp_path / "aside")
+        for report in (survey(store), collect(store)):
+            found = {run["run"]: run for run in report["runs"]}
+            assert found["run"]["unreachable"]
+            assert found["run"]["skipped"].endswith("rows name tensors in it: is it on a share that is away?")
+            assert found["empty"]["skipped"] is None
+        with pytest.raises(Unavailable, match="is not there, and rows name tensors in it"):
+            collect(store, "run")
+
+
 def test_a_run_that_is_being_deleted_is_named(store: Store, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(store, make, "run")
     monkeypatch.setattr(Artifacts, "discard", _interrupt)

@@ -1,5 +1,6 @@
 """The store and its writer: what a run is continued from. Promise 3: the database is the only truth."""
 
+import hashlib
 import json
 import os
 import random
@@ -17,7 +18,7 @@ from sqlalchemy import func, select, text, update
 
 from search.book import Book
 from search.book import History as BookHistory
-from search.errors import BadInput, Damage, LeaseLost
+from search.errors import BadInput, Damage, LeaseLost, Unavailable
 from search.ledger import Cells, Openings, Table
 from search.records import dump
 from search.store import Deleted, History, Loss, Store, open_store
@@ -390,6 +391,45 @@ def test_tensors_that_were_moved_are_found_or_asked_for(store: Store, make: Any,
         assert writer.artifacts.get(sha256) == b"tensors"
     with store.take("run", **make.take, artifacts=writer.artifacts.location) as writer:
         assert writer.artifacts.get(sha256) == b"tensors"
+
+
+def test_a_share_that_is_away_is_waited_for_and_not_made_anew(
+    sqlite_url: str, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise 3: else tensors would go beneath the place where it is mounted, and be hidden when it comes back."""
+    share, aside = tmp_path / "share", tmp_path / "aside"
+    with open_store(sqlite_url, str(share), patience=0.1) as store:
+        with store.take("empty", **make.take) as writer:
+            empty = Path(writer.artifacts.location)
+        with store.take("run", **make.take) as writer:
+            writer.open_task(make.opening())
+            writer.add_cell(0, 0, make.record(0, artifact=writer.artifacts.put(b"tensors")))
+            run = Path(writer.artifacts.location)
+        share.rename(aside)
+        with pytest.raises(Unavailable, match="the folder is not there: is it on a share that is away"):
+            store.take("run", **make.take)
+        assert not share.exists()
+        with pytest.raises(BadInput, match=r"the tensors of run run are in .*; move that folder to .*elsewhere"):
+            store.take("run", **make.take, artifacts=str(tmp_path / "elsewhere"))
+
+        def come_back(_: float) -> bool:
+            if not share.exists():
+                aside.rename(share)
+            return True
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store.database, "pause", come_back)
+            with store.take("run", **make.take) as writer:
+                assert writer.artifacts.list() == (make_sha(b"tensors"),)
+        run.rename(aside)
+        empty.rmdir()
+        with store.take("empty", **make.take):
+            assert empty.is_dir()  # nothing is lost where it was away
+        assert not run.exists()
+
+
+def make_sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def test_a_sqlite_file_and_the_tensors_beside_it_may_move_together(tmp_path: Path, make: Any) -> None:
