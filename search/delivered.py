@@ -1,6 +1,7 @@
 """Data sets that a driver brings to a node which has them not: packed there, unpacked here, found by workers.
 
-On a node they lie in a folder of the temporary folder, which is named by what is in it: whole, or not there.
+On a node they lie in a folder of the temporary folder, which is named by what is in it. Systems clean that folder file
+by file: what is not whole any more is brought again.
 """
 
 import hashlib
@@ -18,6 +19,9 @@ __all__ = ["Parcel", "find", "holds", "pack", "pieces", "unpack"]
 
 _PIECE = 32 * 2**20
 """Bytes that travel at once: so many a node must have room for."""
+
+_hashed: set[Path] = set()
+"""The folders whose files this process has hashed: later looks compare sizes alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +79,11 @@ def holds(parcel: Parcel, data_dir: str | None) -> bool:
     """Whether this node has what the parcel has: where its data sets lie, or brought before."""
     from clnp.tasks import vision
 
-    if _place(parcel.name).is_dir():
-        return True
-    folder = vision.data_folder(data_dir)
-    try:
-        return all(_sha256(folder / path) == sha256 for path, _, sha256 in parcel.files)
-    except OSError:
-        return False
+    return _is_whole(_place(parcel.name), parcel) or _has_files(vision.data_folder(data_dir), parcel)
 
 
 def unpack(parcel: Parcel, given: Iterable[bytes]) -> bool:
-    """Write what was brought, whole or not at all; False where it was there already, and nothing was asked for.
+    """Write what was brought, whole or not at all; False where it was there already, whole, and nothing was asked for.
 
     Args:
         given: From :func:`pieces`; asked for only where it is needed. Other processes of this node wait meanwhile.
@@ -98,7 +96,7 @@ def unpack(parcel: Parcel, given: Iterable[bytes]) -> bool:
     root, place = _root(), _place(parcel.name)
     with open(root / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if place.is_dir():
+        if _is_whole(place, parcel):
             return False
         for cut_off in root.glob("*.part"):
             shutil.rmtree(cut_off)
@@ -106,7 +104,10 @@ def unpack(parcel: Parcel, given: Iterable[bytes]) -> bool:
         source = iter(given)
         for path, size, sha256 in parcel.files:
             _write(half / path, size, sha256, source)
+        if place.exists():
+            shutil.rmtree(place)
         half.rename(place)
+        _hashed.add(place)
     return True
 
 
@@ -116,6 +117,24 @@ def find(name: str | None, data_dir: str | None) -> str | None:
     What is read is checked as ever.
     """
     return str(_place(name)) if name is not None and _place(name).is_dir() else data_dir
+
+
+def _is_whole(place: Path, parcel: Parcel) -> bool:
+    """Whether a folder that was brought still holds every file."""
+    try:
+        sizes = all((place / path).stat().st_size == size for path, size, _ in parcel.files)
+    except FileNotFoundError:
+        return False
+    if sizes and place not in _hashed and _has_files(place, parcel):
+        _hashed.add(place)
+    return sizes and place in _hashed
+
+
+def _has_files(folder: Path, parcel: Parcel) -> bool:
+    try:
+        return all(_sha256(folder / path) == sha256 for path, _, sha256 in parcel.files)
+    except OSError:
+        return False
 
 
 def _write(path: Path, size: int, sha256: str, source: Iterator[bytes]) -> None:

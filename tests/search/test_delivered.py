@@ -1,4 +1,4 @@
-"""Data sets brought to a node: whole or not there, once, and found by its workers."""
+"""Data sets brought to a node: whole, once, and found by its workers."""
 
 import hashlib
 import os
@@ -68,6 +68,26 @@ def test_nothing_is_fetched_twice(parcel: Parcel) -> None:
         thread.join()
     assert sorted(done) == [False, False, False, True]
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("kind", ["gone", "cut", "flipped"])
+def test_what_is_not_whole_any_more_is_brought_again(parcel: Parcel, tmp_path: Path, kind: str) -> None:
+    """A run lasts for weeks, and systems clean their temporary folder after days: else no continuation could work."""
+    assert unpack(parcel, pieces(parcel))
+    place = find(parcel.name, None)
+    assert place is not None
+    one, content = Path(place) / "A/raw/one", (tmp_path / "data/A/raw/one").read_bytes()
+    if kind == "gone":
+        one.unlink()
+    else:
+        one.write_bytes(content[:-1] if kind == "cut" else bytes([content[0] ^ 1]) + content[1:])
+    delivered._hashed.clear()  # another process, another day
+    assert not holds(parcel, str(tmp_path / "elsewhere"))
+    assert unpack(parcel, pieces(parcel))
+    assert find(parcel.name, None) == place
+    assert one.read_bytes() == content
+    assert holds(parcel, str(tmp_path / "elsewhere"))
+    assert not unpack(parcel, iter(()))
 
 
 @pytest.mark.parametrize("kind", ["cut", "flipped"])
