@@ -17,7 +17,7 @@ from search.errors import BadInput, Damage, SearchError, Unavailable
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
-__all__ = ["PASSWORD_VARIABLE", "PATIENCE", "Database"]
+__all__ = ["PASSWORD_VARIABLE", "PATIENCE", "Database", "read_url"]
 
 PASSWORD_VARIABLE = "PGPASSWORD"
 """Where PostgreSQL's programs, and this one, look for a password that the URL does not give."""
@@ -28,7 +28,13 @@ PATIENCE = 60.0
 Result = TypeVar("Result")
 
 _SUPPORTED = "supported are sqlite:///FILE and postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
-_SECRET_OPTIONS = ("password", "sslpassword")
+
+_SHOWN = frozenset(
+    "application_name channel_binding client_encoding connect_timeout gssencmode host hostaddr keepalives "
+    "keepalives_count keepalives_idle keepalives_interval load_balance_hosts passfile port require_auth service sslcert "
+    "sslcrl sslkey sslmode sslrootcert ssl_min_protocol_version target_session_attrs tcp_user_timeout timeout".split()
+)
+"""The options of a URL's query part whose values anybody may see. Any other may be a password, a misspelt one too."""
 
 # Seconds that SQLite waits for a lock before the retries take over: a signal is answered between them.
 _BUSY_TIMEOUT = 3.0
@@ -58,8 +64,20 @@ _POSTGRES_SESSION = (
 
 _POSTGRES_PASSING = {"25006"}  # READ ONLY SQL TRANSACTION: a standby that is about to become the server
 
-# A server that refuses a connection with one of these is there, and will soon take some.
-_SOON = (
+_POSTGRES_LACKING = {"42501", "3F000"}  # INSUFFICIENT PRIVILEGE, and INVALID SCHEMA NAME: none that it may use
+
+# What is said of a server that is away, or that is there and will soon take connections. Whatever else a first
+# connection ends with, time does not mend it.
+_AWAY = (
+    "refused",
+    "timeout expired",
+    "timed out",
+    "No route to host",
+    "is unreachable",
+    "Connection reset",
+    "closed the connection",
+    "Temporary failure in name resolution",
+    "Is the server running",
     "too many clients",
     "too many connections",
     "remaining connection slots",
@@ -92,8 +110,9 @@ class Database:
         on_outage: Told once an outage, in a line, that the database cannot be used, why, and how long it is waited for.
 
     Raises:
-        BadInput: A malformed URL, an unknown or missing driver, a file, folder, server or database that is missing,
+        BadInput: A malformed URL, an unknown or missing driver, a file, folder, host or database that is missing,
             refuses or is something else.
+        Unavailable: See :meth:`retry`.
     """
 
     def __init__(
@@ -104,14 +123,16 @@ class Database:
         patience: float = PATIENCE,
         on_outage: Callable[[str], None] | None = None,
     ) -> None:
-        self._address, secrets = _parse(url)
+        self._address, secrets = read_url(url)
         self.dialect: Literal["sqlite", "postgresql"] = _dialect(self._address)
+        # As people write it: the one driver of SQLite need not be named.
+        self.url = self._address.render_as_string(hide_password=True).replace("sqlite+pysqlite:", "sqlite:", 1)
+        for key in secrets:
+            self.url += f"{'&' if '?' in self.url else '?'}{key}=***"
         if self.dialect == "postgresql" and not (self._address.password or "password" in secrets):
             # Taken now and not by the driver at each connection: it is on its way out of the environment.
             given = os.environ.get(PASSWORD_VARIABLE)
             secrets |= {"password": given} if given else {}
-        # As people write it: the one driver of SQLite need not be named.
-        self.url = self._address.render_as_string(hide_password=True).replace("sqlite+pysqlite:", "sqlite:", 1)
         self.on_outage = on_outage
         self._secrets = [text for text in (self._address.password, *secrets.values()) if text]
         self._patience = patience
@@ -209,7 +230,7 @@ class Database:
 
         Raises:
             Unavailable: The database could not be reached for as long as the patience lasts.
-            Damage, BadInput: The database file is damaged, or may not be read or written.
+            Damage, BadInput: The database file is damaged, or may not be read or written; or the user lacks a right.
         """
         began = time.monotonic()
         pause = _FIRST_PAUSE
@@ -299,6 +320,11 @@ class Database:
             return Damage(f"{self.path} is not a sound SQLite database: {self.redact(error)}")
         if code in _SQLITE_REFUSED:
             return BadInput(f"{self.path} cannot be used: {self.redact(error)}; check the rights of file and folder")
+        if _postgres_code(error) in _POSTGRES_LACKING:
+            return BadInput(
+                f"{self.url}: this user lacks a right: {self.redact(error)}; have the database's owner GRANT it, or "
+                "use the role that made the tables"
+            )
         return None
 
     def _make_engine(self) -> Engine:
@@ -331,25 +357,31 @@ class Database:
             connection.autocommit = False
 
     def _reach(self) -> None:
-        def look() -> None:
-            with self.engine.connect() as connection:
-                if self.dialect == "sqlite":
-                    connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").all()
+        """Wait until it answers.
 
-        if self.dialect == "postgresql":
+        Raises:
+            Unavailable: It does not.
+            BadInput: It never will.
+        """
+
+        def look() -> None:
             try:
-                look()
-                return
+                with self.engine.connect() as connection:
+                    if self.dialect == "sqlite":
+                        connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").all()
             except DBAPIError as error:
-                text = self.redact(error)
-                if not any(words in text for words in _SOON):
-                    raise BadInput(self._unreachable(text)) from None
+                # A host of several addresses: what the last one said is said first.
+                said = str(error.orig).partition("Multiple connection attempts failed")[0]
+                if self.dialect == "postgresql" and not any(words in said for words in _AWAY):
+                    raise BadInput(self._refused(self.redact(error))) from None
+                raise
+
         try:
             self.retry(look)
         except Damage as error:
             raise BadInput(str(error)) from None
 
-    def _unreachable(self, text: str) -> str:
+    def _refused(self, text: str) -> str:
         if "no password supplied" in text:
             where = f"it stands in the URL, or in the variable {PASSWORD_VARIABLE}"
             return f"{self.url} refuses the user or the password: no password supplied; {where}"
@@ -357,25 +389,34 @@ class Database:
             return f"{self.url} refuses the user or the password: {text}"
         if f'database "{self.redact(self._address.database)}" does not exist' in text:
             return f"{self.url}: there is no such database; make it with: createdb {self._address.database}"
-        return f"{self.url} cannot be reached: {text}; is the server running, and are host and port right?"
+        if "failed to resolve host" in text:
+            return f"{self.url} cannot be reached: {text}; is the host's name right?"
+        return f"{self.url} cannot be used: {text}; check the URL, its options after the '?' too"
 
 
-def _parse(text: str) -> tuple[URL, dict[str, str]]:
-    """The URL, and what its query part keeps secret: that travels as connection arguments, which nothing shows."""
+def read_url(text: str) -> tuple[URL, dict[str, str]]:
+    """A database's URL, and what of its query part may be secret: that travels as connection arguments, which nothing
+    shows.
+
+    Raises:
+        BadInput: It is none, or of another kind of database. The message shows no password.
+    """
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
         raise BadInput(f"{_masked(text)!r} is not a database URL; {_SUPPORTED}") from None
-    if "@" in (url.host or ""):
+    if url.get_backend_name() != "sqlite" and text.count("@") > 1:
+        # The first one ends the password, and what is left of it would be host, port or database.
         raise BadInput(f"{_masked(text)!r} is not a database URL: write an '@' in a password as %40")
-    secrets = {key: str(url.query[key]) for key in _SECRET_OPTIONS if key in url.query}
-    url = url.difference_update_query(_SECRET_OPTIONS)
     if url.drivername in ("postgres", "postgresql"):
         url = url.set(drivername="postgresql+psycopg")
     if url.drivername == "sqlite":
         url = url.set(drivername="sqlite+pysqlite")
     if url.drivername == "sqlite+pysqlite":
-        return _parse_sqlite(url), {}
+        url = _parse_sqlite(url)
+    secrets = {key: str(value) for key, value in url.query.items() if key not in _SHOWN}
+    url = url.difference_update_query(secrets)
+    _dialect(url)
     return url, secrets
 
 
@@ -384,7 +425,7 @@ def _parse_sqlite(url: URL) -> URL:
     if not name or name == ":memory:":
         raise BadInput("a run needs a database that outlives it: give sqlite:///FILE instead of one in memory")
     if name.startswith("file:") or "uri" in url.query:
-        raise BadInput(f"{url!s}: SQLite's own file: URIs are not supported; give sqlite:///FILE")
+        raise BadInput(f"{name}: SQLite's own file: URIs are not supported; give sqlite:///FILE")
     return url.set(database=os.path.abspath(name))
 
 
@@ -402,15 +443,9 @@ def _dialect(url: URL) -> Literal["sqlite", "postgresql"]:
 
 
 def _masked(text: str) -> str:
-    """A text that should have been a URL, without what may be a password in it."""
-    scheme = re.match(r"[A-Za-z0-9+]*:?/*", text)
-    head = scheme.group() if scheme else ""
-    rest = text[len(head) :]
-    if "@" in rest:
-        rest = "***@" + rest.rpartition("@")[2]
-    elif ":" in rest:
-        rest = rest.partition(":")[0] + ":***"
-    return head + re.sub(r"(password=)[^&]*", r"\1***", rest)
+    """Of a text that should have been a URL the scheme: all else may be a password."""
+    scheme = re.match(r"[A-Za-z0-9+]+:/*", text)
+    return f"{scheme.group() if scheme else ''}***"
 
 
 def _check_file(url: URL, create: bool) -> None:
@@ -451,6 +486,10 @@ def _sqlite_code(error: BaseException) -> int | None:
     return None if code is None else int(code) & 0xFF
 
 
+def _postgres_code(error: BaseException) -> str | None:
+    return getattr(getattr(error, "orig", None), "sqlstate", None)
+
+
 def _passes(error: BaseException) -> bool:
     """Whether time may mend an error: a lock, a deadlock, a server that is away."""
     if not isinstance(error, DBAPIError):
@@ -458,6 +497,6 @@ def _passes(error: BaseException) -> bool:
     code = _sqlite_code(error)
     if code is not None:
         return code in _SQLITE_PASSING
-    if getattr(error.orig, "sqlstate", None) in _POSTGRES_PASSING:
+    if _postgres_code(error) in _POSTGRES_PASSING:
         return True
     return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
 
+from search.artifacts import is_bucket, normal
+from search.database import read_url
 from search.errors import BadInput
 from search.experiment import Experiment, read_experiment
 from search.experiment_file import shipped_names
@@ -20,9 +21,6 @@ __all__ = ["Package", "Submission", "check_job_name", "pack"]
 
 _MOST_FILES = 500
 _MOST_BYTES = 10 * 2**20
-
-_SECRET_OPTIONS = {"password", "sslpassword"}
-"""Of a PostgreSQL URL's query part."""
 
 _RAYS_OWN = re.compile(r"[0-9a-f]{8}")
 
@@ -86,8 +84,9 @@ def pack(asked: Submission) -> Package:
     """Check what can be checked without the cluster, and put together what is sent.
 
     Raises:
-        BadInput: As for ``run``: the experiment or the name; a URL with a password, which the whole cluster could read;
-            a path that is not absolute, or own code that does not lie beside the experiment.
+        BadInput: As for ``run``: the experiment, the name, the kind of storage or artifacts; a URL with what may be a
+            password, which the whole cluster could read; a path that is not absolute, or own code that does not lie
+            beside the experiment.
     """
     experiment = read_experiment(asked.experiment, asked.sets)
     name = check_job_name(asked.name or experiment.name)
@@ -97,7 +96,7 @@ def pack(asked: Submission) -> Package:
         _check_storage(asked.storage)
     for option, value in (("--storage-file", asked.storage_file), ("--data-dir", asked.data_dir)):
         _check_path(option, value)
-    if asked.artifacts is not None and "://" not in asked.artifacts:
+    if asked.artifacts is not None and not is_bucket(normal(asked.artifacts)):
         _check_path("--artifacts", asked.artifacts)
     files: dict[str, bytes] = {}
     source = asked.experiment
@@ -129,27 +128,18 @@ def _options(asked: Submission) -> list[str]:
 
 def _check_storage(text: str) -> None:
     """Refuse what would show a password, without showing it, and a SQLite file that nobody finds again."""
-    try:
-        url = make_url(text)
-    except (ArgumentError, ValueError):
+    url, secrets = read_url(text)
+    if url.password is not None or secrets:
+        what = f"what may be a password ({', '.join(secrets)})" if secrets else "a password"
         raise BadInput(
-            "--storage is not a database URL (it is not shown, since it may hold a password); give "
-            "sqlite:////FILE or postgresql+psycopg://USER@HOST/DATABASE"
-        ) from None
-    if url.password is not None or "@" in (url.host or "") or "@" in (url.username or "") or _hidden(url.query):
-        raise BadInput(
-            "--storage holds a password, and Ray shows a job's command to everybody on the cluster; write the URL into "
-            "a file on the head and give --storage-file, or start Ray there with CLNP_SEARCH_STORAGE or PGPASSWORD set"
+            f"--storage holds {what}, and Ray shows a job's command to everybody on the cluster; write the URL into a "
+            "file on the head and give --storage-file, or start Ray there with CLNP_SEARCH_STORAGE or PGPASSWORD set"
         )
-    if url.get_backend_name() == "sqlite" and not PurePosixPath(url.database or "").is_absolute():
+    if url.get_backend_name() == "sqlite" and not PurePosixPath(make_url(text).database or "").is_absolute():
         raise BadInput(
             f"--storage {text}: a job runs in a folder that goes with the cluster; give a file on the head by its "
             "absolute path: sqlite:////FILE"
         )
-
-
-def _hidden(query: Mapping[str, object]) -> bool:
-    return bool(_SECRET_OPTIONS & query.keys())
 
 
 def _check_path(option: str, value: str | None) -> None:

@@ -2,13 +2,14 @@
 
 import copy
 import logging
+import os
 import pickle
 import re
 import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from search.store import open_store
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("nonsense", ["'nonsense' is not a database URL", "sqlite:///FILE", "postgresql+psycopg://"]),
+        ("nonsense", ["'***' is not a database URL", "sqlite:///FILE", "postgresql+psycopg://"]),
         ("postgresql://host:port/db", ["is not a database URL"]),
         ("oracle://u:hush@h/db", ["unknown driver 'oracle'", "supported are"]),
         ("postgresql+psycopg2://u:hush@h/db", ["unknown driver 'postgresql+psycopg2'", "postgresql+psycopg://"]),
@@ -39,6 +40,9 @@ from search.store import open_store
         ("sqlite:////", ["is a folder"]),
         ("postgresql://u:hush@h", ["names no database"]),
         ("postgresql://u:hu@sh@h/db", ["%40"]),
+        ("postgresql://u:hu@s/hush@h:1/db", ["'postgresql://***'", "%40"]),
+        ("postgresql://u:hu@s?hush@h/db", ["'postgresql://***'", "%40"]),
+        ("postgresql://u@h/?Password=hush", ["names no database"]),
     ],
 )
 def test_refuses_a_url_with_its_own_message(url: str, words: list[str]) -> None:
@@ -86,10 +90,23 @@ def test_refuses_files_without_permission(tmp_path: Path, which: str, as_nobody:
             Database(f"sqlite:///{folder}/x.db", create=False)
 
 
-def test_refuses_a_server_that_does_not_answer() -> None:
-    with pytest.raises(BadInput, match=r"cannot be reached.*is the server running") as caught:
-        Database("postgresql://u:hush@127.0.0.1:1/db")
-    assert "hush" not in str(caught.value)
+def test_a_server_that_does_not_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.database._QUIET", 0.1)
+    told: list[str] = []
+    with pytest.raises(Unavailable, match=r"could not be used for .*refused.*; .*the same command continues") as caught:
+        Database("postgresql://u:hush@127.0.0.1:1/db", patience=0.6, on_outage=told.append)
+    (line,) = told
+    assert line.endswith("waiting for it, for 1 s at most")
+    assert "hush" not in f"{caught.value} {line}"
+
+
+def test_a_server_that_starts_meanwhile_is_used(postgres: Any, empty_postgres_url: str) -> None:
+    postgres.stop()
+    timer = threading.Timer(0.3, postgres.start)
+    timer.start()
+    create_tables(database := Database(empty_postgres_url))
+    timer.join()
+    database.close()
 
 
 def test_refuses_a_wrong_password_and_a_missing_database(postgres: Any) -> None:
@@ -105,8 +122,9 @@ UNUSABLE = {
     "no password": ({"password": None}, "refuses the user or the password: .*no password supplied; .*PGPASSWORD"),
     "no such user": ({"username": "nobody", "password": "hush"}, "refuses the user or the password"),
     "no such database": ({"database": "nowhere"}, "there is no such database; make it with: createdb nowhere"),
-    "no such host": ({"host": "nowhere.invalid"}, "cannot be reached: .*; is the server running"),
-    "no server": ({"port": 1}, "cannot be reached: .*refused.*; is the server running, and are host and port right"),
+    "no such host": ({"host": "nowhere.invalid"}, "cannot be reached: .*; is the host's name right"),
+    "no such option": ({"query": {"Password": "hush"}}, "cannot be used: .*invalid connection option.*; check the"),
+    "no encryption": ({"query": {"sslmode": "require"}}, "cannot be used: .*SSL.*; check the URL, its options"),
     "MySQL": ({"drivername": "mysql+pymysql"}, "MySQL and MariaDB are not supported"),
 }
 
@@ -132,6 +150,50 @@ def test_a_database_that_cannot_be_used_is_one_line_and_ends_with_2(
         assert "hush" not in err
         assert "s3cret" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def bare(postgres: Any) -> Iterator[Callable[[str], str]]:
+    """Changes a URL to that of a user who may connect to the database and no more."""
+    role = f"bare_{os.urandom(6).hex()}"
+    postgres.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'hush'")
+    yield lambda url: make_url(url).set(username=role, password="hush").render_as_string(False)
+    postgres.execute(f"DROP ROLE {role}")
+
+
+LACKING = "lacks a right: permission denied for {}; have the database's owner GRANT it, or use the role that made "
+
+
+def test_a_user_who_may_make_no_tables_is_refused(
+    postgres: Any, bare: Callable[[str], str], empty_postgres_url: str
+) -> None:
+    """Promise 8. Since PostgreSQL 15 only its owner makes tables in a database, and who is a member of that role."""
+    database = Database(bare(empty_postgres_url))
+    with pytest.raises(BadInput, match=LACKING.format("schema public")):
+        create_tables(database)
+    postgres.execute(f"GRANT tester TO {make_url(database.url).username}")
+    create_tables(database)
+    database.rdb_storage().engine.dispose()
+    database.close()
+
+
+@pytest.mark.parametrize("command", ["run quickstart --backend inline", "status", "dashboard --port 0"])
+def test_a_user_who_may_not_use_the_tables_is_refused_in_a_line(
+    postgres_url: str,
+    bare: Callable[[str], str],
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Promise 8. They are their maker's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLNP_SEARCH_STORAGE", bare(postgres_url))
+    assert main(command.split()) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert re.search(LACKING.format("table clnp_schema"), err)
+    assert "hush" not in err
 
 
 def test_refuses_a_newer_schema(storage_url: str) -> None:
@@ -231,6 +293,13 @@ def test_a_password_in_the_query_part_works_and_is_not_shown(postgres: Any) -> N
     database = Database(f"postgresql://tester@127.0.0.1:{port}/postgres?password=s3cret%2Fp%40ss%7Bw%7D%25rd")
     assert "s3cret" not in f"{database} {database.url} {database.engine!r}"
     database.rdb_storage().engine.dispose()
+    database.close()
+
+
+def test_an_option_that_may_be_a_password_is_not_shown(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/x.db?Password=hush&timeout=3")
+    assert database.url == f"sqlite:///{tmp_path}/x.db?timeout=3&Password=***"
+    assert database.redact("what hush says") == "what *** says"
     database.close()
 
 

@@ -127,6 +127,8 @@ WITH_PASSWORD = (
     f"postgresql+psycopg://user:{SECRET}@more@host/database",
     f"postgresql+psycopg://user@host/database?password={SECRET}",
     f"postgresql+psycopg://user@host/database?sslpassword={SECRET}",
+    f"postgresql+psycopg://user@host/database?Password={SECRET}",
+    f"postgresql+psycopg://user:p@host/{SECRET}@host/database",
     f"{SECRET} is no URL",
 )
 
@@ -137,17 +139,30 @@ def test_a_password_is_refused_and_not_shown(file: Path, url: str, capsys: pytes
     assert main(["submit", str(file), "--address", "http://127.0.0.1:1", "--storage", url]) == 2
     said = capsys.readouterr()
     assert SECRET not in said.out + said.err
-    assert "password" in said.err
+    assert re.search("password|is not a database URL", said.err)
+
+
+@pytest.mark.parametrize("place", [f"s3://KEY:{SECRET}@bucket/x", f"gs://KEY:{SECRET}@bucket"])
+def test_credentials_of_a_bucket_are_refused_and_not_shown(place: str) -> None:
+    """They would stand in the job's command and in its metadata."""
+    with pytest.raises(BadInput, match="s3://") as caught:
+        pack(Submission(experiment="quickstart", artifacts=place))
+    assert SECRET not in str(caught.value)
+    assert "KEY:" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
         (["--storage", "sqlite:///store.db"], "absolute path: sqlite:////FILE"),
-        (["--storage", "sqlite://"], "absolute path: sqlite:////FILE"),
+        (["--storage", "sqlite://"], "a database that outlives it"),
+        (["--storage", "mysql://user@host/database"], "MySQL and MariaDB are not supported"),
+        (["--storage", "oracle://user@host/database"], "unknown driver 'oracle'"),
         (["--storage-file", "storage.txt"], "--storage-file storage.txt: .*begins with /"),
         (["--data-dir", "~/data"], "--data-dir ~/data: .*begins with /"),
         (["--artifacts", "tensors"], "--artifacts tensors: .*begins with /"),
+        (["--artifacts", "gs://bucket/prefix"], "only folders and s3:// are supported"),
+        (["--artifacts", "s3://b/prefix"], "'b' cannot name a bucket"),
         (["--name", "no/name"], "cannot name a run"),
         (["--name", "02000000"], "reads like a job's number"),
         (["--from", "other"], "--from NAME and --task T go together"),
