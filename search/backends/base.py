@@ -27,8 +27,8 @@ class Backend(ABC):
 
     Attributes:
         stop: Set by whoever wants the run to end early (a signal handler): no further job is asked for and
-            :meth:`execute` returns within seconds, without waiting for the jobs that run. The caller then calls
-            :meth:`Run.give_back`.
+            :meth:`execute` returns within seconds, without waiting for the jobs that run; what had come back by then
+            is taken in. The caller then calls :meth:`Run.give_back`.
     """
 
     def __init__(self) -> None:

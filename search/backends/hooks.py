@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -147,7 +148,8 @@ class Parking(_Unpickled, TrialScheduler):
     parked it gets a new worker.
 
     On a cluster new workers are asked for on the nodes that may be used at that moment. When one of these goes, what is
-    parked there is dropped, and trials that wait for a worker, there perhaps, end: their jobs go out again.
+    parked there is dropped, and trials that wait for a worker, there perhaps, end: their jobs go out again. So do those
+    that come while no node may be used.
 
     Args:
         pool: What a worker has.
@@ -165,6 +167,7 @@ class Parking(_Unpickled, TrialScheduler):
         self._nodes = nodes
         self._gone: frozenset[str] = frozenset()
         self._waiting: set[Trial] = set()
+        self._stranded: list[Trial] = []
         self._parked: deque[Trial] = deque()
         self._waking: Trial | None = None
 
@@ -184,7 +187,11 @@ class Parking(_Unpickled, TrialScheduler):
         if self._waking is not None:
             passed_on = self._waking.placement_group_factory
             self.node_of[trial.trial_id] = self.node_of[self._waking.trial_id]
-        trial.update_resources(passed_on or self._request(self._nodes))
+        usable = self._nodes.usable
+        if passed_on is None and not usable:
+            self._stranded.append(trial)  # Ray raises where a worker is asked for on none of its nodes
+            return
+        trial.update_resources(passed_on or self._request(usable))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if "node" in result:
@@ -196,6 +203,10 @@ class Parking(_Unpickled, TrialScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """Called once a step, before Tune looks for the workers of new trials."""
+        while self._stranded:
+            trial = self._stranded.pop()
+            self._waiting.discard(trial)
+            self._withdraw(tune_controller, trial)
         if self._nodes is not None and self._nodes.gone != self._gone:
             self._gone = self._nodes.gone
             self._clear(tune_controller)
@@ -217,12 +228,12 @@ class Parking(_Unpickled, TrialScheduler):
     def debug_string(self) -> str:
         return "Keeping the workers of finished jobs for the next ones."
 
-    def _request(self, nodes: Nodes) -> tune.PlacementGroupFactory:
+    def _request(self, usable: Sequence[str]) -> tune.PlacementGroupFactory:
         """A new worker's, on the nodes that may be used now."""
         if self._pool is None:
             raise RuntimeError("nodes come with a pool")
         bundle = {"CPU": self._pool.cpu} | ({"GPU": self._pool.gpu} if self._pool.gpu else {})
-        among = f"in({','.join(nodes.usable)})"
+        among = f"in({','.join(usable)})"
         return tune.PlacementGroupFactory([bundle], bundle_label_selector=[{"ray.io/node-id": among}])
 
     def _wake(self, tune_controller: Any, trial: Trial) -> None:
@@ -248,11 +259,15 @@ class Parking(_Unpickled, TrialScheduler):
                     self._parked.remove(trial)
         for trial in self._waiting:
             if trial.status == Trial.PENDING:
-                self.withdrawn.add(trial.trial_id)
-                tune_controller.stop_trial(trial)
-                if trial in tune_controller._staged_trials:
-                    tune_controller._unstage_trial_with_resources(trial)
+                self._withdraw(tune_controller, trial)
         self._waiting.clear()
+
+    def _withdraw(self, tune_controller: Any, trial: Trial) -> None:
+        """End a trial that has no worker yet."""
+        self.withdrawn.add(trial.trial_id)
+        tune_controller.stop_trial(trial)
+        if trial in tune_controller._staged_trials:
+            tune_controller._unstage_trial_with_resources(trial)
 
 
 class Delivery(_Unpickled, TrialProgressCallback):

@@ -1,6 +1,7 @@
 """The backend on Ray Tune: one ``Tuner.fit()`` for the whole run, whose trials are the run's jobs."""
 
 import queue
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,9 @@ _MANY = 10_000
 
 _POLL = 0.1
 """Seconds between looks at whether to stop or Tune has ended, while nothing happens."""
+
+_LAST = 2.0
+"""Seconds in which what came back before a stop is taken in: a driver has 5 from the signal to its end."""
 
 
 class Tune(LiveBackend):
@@ -154,7 +158,18 @@ class Tune(LiveBackend):
                     raise _ended(fit) from fit.exception()
                 continue
             _take(run, event, out, self._fell)
+        self._take_last(run, exchange, out)
         return out
+
+    def _take_last(self, run: Run, exchange: "Exchange", out: set[int]) -> None:
+        """Take in the results that were there when the run was told to stop: else they would be trained again."""
+        from search.backends.hooks import Returned
+
+        until = time.monotonic() + _LAST
+        while not (run.over or exchange.events.empty()) and time.monotonic() < until:
+            event = exchange.events.get()
+            if isinstance(event, Returned):
+                _take(run, event, out, self._fell)
 
     def _fell(self, event: "Ended") -> bool:
         """Whether a job was lost with its node: nobody's doing."""

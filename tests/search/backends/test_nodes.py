@@ -16,6 +16,7 @@ from search.experiment import Experiment
 from search.machine import Needs, Node, Pool
 from search.memory import MemoryBook
 from search.run import Run
+from search.worker import WorkerSettings
 
 NewRun = Callable[..., Run]
 Small = Callable[..., Experiment]
@@ -196,6 +197,24 @@ def test_what_is_parked_on_a_node_that_went_is_dropped(nodes: Any) -> None:
     assert parking.waking  # the worker of 2 is still there
     parking.choose_trial_to_run(controller)
     assert controller.stopped == ["4", "2"]
+
+
+def test_a_job_that_comes_while_no_node_may_be_used_goes_out_again(nodes: Any, settings: WorkerSettings) -> None:
+    """Ray raises for such a request, which would end the run; and it is not counted against the job's cells."""
+    from search.backends.hooks import Delivery, Ended, Exchange, Jobs, Parking
+
+    exchange, controller = Exchange(), Controller()
+    parking = Parking(exchange, Pool(2, "cpu", 2, 0), nodes)
+    jobs = Jobs(exchange, settings, parking)
+    jobs.of["1"] = 7
+    trial = FakeTrial(trial_id="1", status="PENDING")
+    parking.on_trial_add(controller, trial)
+    assert trial.placement_group_factory is None
+    for _ in range(2):
+        parking.choose_trial_to_run(controller)
+    assert controller.stopped == ["1"]
+    Delivery(exchange, jobs, parking).on_trial_complete(0, [], trial)
+    assert exchange.events.get_nowait() == Ended(7, "a node went before it had a worker", blame=False)
 
 
 def test_a_worker_is_passed_on_while_others_wait_for_new_ones(nodes: Any) -> None:

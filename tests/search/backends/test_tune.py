@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ import pytest
 
 from search.backends import cluster
 from search.backends.inline import Inline
+from search.backends.simulated import World
 from search.backends.tune import Tune
 from search.errors import BadInput, Unavailable
 from search.experiment import Experiment
 from search.machine import Pool
 from search.memory import MemoryBook
-from search.records import Job
+from search.records import Job, Progress, dump
 from search.run import Run
 from search.worker import WorkerSettings
 
@@ -190,6 +192,34 @@ def test_stop_does_not_wait_for_ray(
     run.give_back()
     assert {job.state for job in book.jobs.values()} == {"given back"}
     starting.set()
+
+
+def test_what_came_back_before_a_stop_is_taken_in(small: Small) -> None:
+    """An orderly stop loses no finished cell, and blames nobody for a worker that ended with it."""
+    from search.backends.hooks import Ended, Exchange, Progressed, Returned
+
+    world, backend = World(), Tune()
+    stop_at_the_first = lambda step: backend.stop.set() if step == "after the trial" else None  # noqa: E731
+    book = MemoryBook(world.artifacts, stop_at_the_first)
+    run = Run(small(worker={"gpu": 0, "cells": 1}), book, book, data=lambda *_: "d", workers=4)
+    exchange = Exchange()
+
+    class AtOnce:
+        """Workers that need no time; the last of them dies."""
+
+        def put(self, job: Any) -> None:
+            exchange.events.put(Progressed(job.id, dump(Progress("here:1", 1, 2, 0.5))))
+            last = job.cells[0].index == 3
+            ended = Ended(job.id, "it was killed") if last else Returned(job.id, dump(world.stack(job, {}, 0.0, 1.0)))
+            exchange.events.put(ended)
+
+    exchange.jobs = AtOnce()  # type: ignore[assignment]
+    left = backend._carry(run, exchange, Future(), Pool(4, "cpu", 1, 0))
+    backend.close()
+    run.give_back()
+    assert sorted(book.cells[0, 0]) == [0, 1, 2]
+    assert len(left) == 1
+    assert not book.losses
 
 
 def test_ray_client_is_refused() -> None:
