@@ -30,9 +30,12 @@ Result = TypeVar("Result")
 _SUPPORTED = "supported are sqlite:///FILE and postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
 
 _SHOWN = frozenset(
-    "application_name channel_binding client_encoding connect_timeout gssencmode host hostaddr keepalives "
-    "keepalives_count keepalives_idle keepalives_interval load_balance_hosts passfile port require_auth service sslcert "
-    "sslcrl sslkey sslmode sslrootcert ssl_min_protocol_version target_session_attrs tcp_user_timeout timeout".split()
+    {
+        *("application_name", "channel_binding", "client_encoding", "connect_timeout", "gssencmode", "host"),
+        *("hostaddr", "keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval", "passfile", "port"),
+        *("load_balance_hosts", "require_auth", "service", "sslcert", "sslcrl", "sslkey", "sslmode", "sslrootcert"),
+        *("ssl_min_protocol_version", "target_session_attrs", "tcp_user_timeout", "timeout"),
+    }
 )
 """The options of a URL's query part whose values anybody may see. Any other may be a password, a misspelt one too."""
 

@@ -36,8 +36,9 @@ Begin with:
 
   clnp-search run quickstart
 
-Exit codes: 0 done; 1 something could not be reached, the same command continues; 2 bad input, nothing was started; 3
-damage; 4 another process drives the run; 5 nothing worth committing; 130 or 143 ended by Ctrl-C or SIGTERM.
+Exit codes: 0 done; 1 something could not be reached for as long as the command waits, the same command continues; 2 bad
+input, nothing was started; 3 damage; 4 another process drives the run; 5 nothing worth committing; 130 or 143 ended by
+Ctrl-C or SIGTERM.
 """
 
 _EXPERIMENTS = """
@@ -56,7 +57,8 @@ _RUN = """
 Learn the tasks of an experiment, one after another. A run of the same name continues where it was; a finished one
 prints its table. Workers, retries, locations and grow may change in between, replicas and tasks may grow; anything else
 is refused and needs another --name, with --from where tasks are to be kept. Functions of your own (module:function) are
-looked for in the folder of the experiment file, then in the current one. Ctrl-C gives running jobs back and says how to
+looked for in the folder of the experiment file, then in the current one. A database or store that is away, at the start
+too, is waited for, 10 minutes at most. Ctrl-C gives running jobs back and says how to
 continue; a second one leaves at once. At the end: the winner of every task, and every task's test accuracy measured
 again after each commit.
 
@@ -262,7 +264,9 @@ def _add_jobs(commands: "Commands") -> None:
         "--storage", metavar="URL", help="the URL itself, without a password; a SQLite file by its absolute path"
     )
     place.add_argument("--data-dir", metavar="DIR", help="where the data sets lie, on every machine")
-    place.add_argument("--artifacts", metavar="DIR", help="where tensors go, for every machine the same")
+    place.add_argument(
+        "--artifacts", metavar="PLACE", help="where tensors go: a folder that all machines share, or s3://BUCKET/PREFIX"
+    )
     place.add_argument("--take-over", action="store_true", help="as in `run`")
     place.add_argument("--allow-missing", action="store_true", help="as in `run`")
     submit.add_argument("--follow", action="store_true", help="print the log until the job has ended, end as it did")

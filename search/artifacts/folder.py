@@ -46,26 +46,23 @@ class Folder(Vault):
         return str(self._path / name)
 
     def read(self, name: str) -> bytes:
-        with self._reachable():
+        with self._reachable(reads=True):
             return (self._path / name).read_bytes()
 
     def write(self, name: str, data: bytes) -> None:
-        try:
-            with self._reachable():
-                if not self._prepared:
-                    self._path.mkdir(parents=True, exist_ok=True)
-                write_whole(self._path / name, data)
-                self._sync()
-        except Missing as error:
-            raise Trouble("no such folder", passes=not os.path.isdir(self._path)) from error
+        if not self._prepared:
+            self.make()
+        with self._reachable():
+            write_whole(self._path / name, data)
+            self._sync()
 
     def size(self, name: str) -> int:
-        with self._reachable():
+        with self._reachable(reads=True):
             return (self._path / name).stat().st_size
 
     def remove(self, name: str) -> bool:
         try:
-            with self._reachable():
+            with self._reachable(reads=True):
                 (self._path / name).unlink()
         except Missing:
             return False
@@ -76,7 +73,7 @@ class Folder(Vault):
         for entry in self._scan():
             # Another process may remove what was just listed.
             try:
-                with self._reachable():
+                with self._reachable(reads=True):
                     if entry.is_file():
                         status = entry.stat()
                         found[entry.name] = Entry(status.st_size, status.st_mtime)
@@ -101,20 +98,20 @@ class Folder(Vault):
 
     def _scan(self) -> list[os.DirEntry[str]]:
         try:
-            with self._reachable(), os.scandir(self._path) as found:
+            with self._reachable(reads=True), os.scandir(self._path) as found:
                 return list(found)
         except Missing:
             return []
 
     @contextmanager
-    def _reachable(self) -> Iterator[None]:
+    def _reachable(self, *, reads: bool = False) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError as error:
-            if self._prepared and not os.path.isdir(self._path):
-                raise Trouble("the folder is not there: is it on a share that is away?", passes=True) from error
-            raise Missing from error
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and self._prepared and not os.path.isdir(self._path):
+                raise Trouble("the folder is not there: is it on a share that is away?", passes=True) from error
+            if isinstance(error, FileNotFoundError) and reads:
+                raise Missing from error
             raise Trouble(error.strerror or str(error), passes=error.errno in _PASSING) from error
 
     def _sync(self) -> None:

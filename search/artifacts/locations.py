@@ -61,18 +61,18 @@ def _normal_bucket(location: str) -> str:
     if "@" in rest:
         raise BadInput(f"artifacts at {_masked(location)!r}: {_CHAIN}")
     bucket, *parts = rest.rstrip("/").split("/")
+    shown = _masked(location)
     if not _BUCKET.fullmatch(bucket):
-        raise BadInput(f"artifacts at {location!r}: {bucket!r} cannot name a bucket; give s3://BUCKET/PREFIX")
+        raise BadInput(f"artifacts at {shown!r}: {_masked(bucket)!r} cannot name a bucket; give s3://BUCKET/PREFIX")
     for part in parts:
         if not _PART.fullmatch(part) or part in (".", ".."):
             raise BadInput(
-                f"artifacts at {location!r}: {part!r} cannot be a part of a prefix; use letters, digits and "
+                f"artifacts at {shown!r}: {_masked(part)!r} cannot be a part of a prefix; use letters, digits and "
                 "!_.*'()- between single slashes"
             )
     return "/".join(("s3:/", bucket, *parts))
 
 
 def _masked(location: str) -> str:
-    """A URL without what may be a password in it."""
-    scheme, separator, rest = location.partition("//")
-    return f"{scheme}{separator}***@{rest.rpartition('@')[2]}" if "@" in rest else location
+    """Without what may be a password in it: before an ``@``, or after a ``?``."""
+    return re.sub(r"^([A-Za-z0-9+.-]*:/+)?.*@", r"\1***@", re.sub(r"(?s)\?.*", "?***", location))

@@ -3,24 +3,34 @@
 The driver calls :func:`leave`, every node :func:`answer` with its token, the driver :func:`settle` with the answers.
 """
 
+import functools
 import hashlib
 import secrets
 from collections.abc import Mapping
 
 from search.artifacts.store import Artifacts, is_probe, probe_name
-from search.artifacts.vault import Missing, Trouble
-from search.errors import BadInput, Unavailable
+from search.artifacts.vault import Missing
+from search.errors import BadInput
 
 __all__ = ["answer", "leave", "settle"]
+
+_PATIENCE = 5.0
+"""Seconds for which what may pass by itself is tried again: the other nodes wait meanwhile."""
 
 
 def leave(location: str) -> str:
     """Write something that nobody can guess where artifacts are to lie, and return the token that names it.
 
+    What probes left there that were killed is removed.
+
     Raises:
         BadInput: The location cannot be one, or cannot be written.
+        Unavailable: It cannot be written now.
     """
-    return _write(Artifacts(location))
+    artifacts = _open(location)
+    token = _write(artifacts)
+    artifacts.tidy()
+    return token
 
 
 def answer(location: str, token: str) -> str:
@@ -34,20 +44,19 @@ def answer(location: str, token: str) -> str:
 
     Raises:
         BadInput: It is not there: what this node has at the location is another place; or it cannot be read or written.
+        Unavailable: It cannot be read or written now.
     """
-    artifacts = Artifacts(location)
+    artifacts, name = _open(location), _name(token)
     try:
-        found = artifacts.vault.read(_name(token))
+        found = artifacts.attempt("read", lambda: artifacts.vault.read(name))
     except Missing:
         raise BadInput(
             f"what the driver wrote in {location} is not there; give --artifacts a folder that all nodes share, or "
             "s3://BUCKET/PREFIX"
         ) from None
-    except Trouble as error:
-        raise BadInput(f"artifacts cannot be read in {location}: {error}") from error
     if not _matches(token, found):
         raise BadInput(f"what the driver wrote in {location} comes back otherwise; give --artifacts another place")
-    return _write(Artifacts(location, prepared=True))
+    return _write(_open(location, prepared=True))
 
 
 def settle(location: str, token: str, answers: Mapping[str, str]) -> list[str]:
@@ -60,36 +69,39 @@ def settle(location: str, token: str, answers: Mapping[str, str]) -> list[str]:
         answers: Node, by a name for people → what :func:`answer` returned there.
 
     Raises:
-        Unavailable: The location cannot be used any more.
+        BadInput: The location cannot be used any more.
+        Unavailable: It cannot be used now.
     """
-    artifacts = Artifacts(location)
-    problems = []
-    try:
-        for node, given in answers.items():
-            try:
-                sound = _matches(given, artifacts.vault.read(_name(given)))
-            except Missing:
-                sound = False
-            if not sound:
-                problems.append(
-                    f"what {node} wrote in {location} does not come to the driver; give --artifacts a folder that all "
-                    "nodes share, or s3://BUCKET/PREFIX"
-                )
-        for each in (token, *answers.values()):
-            artifacts.vault.remove(_name(each))
-    except Trouble as error:
-        raise Unavailable(f"artifacts in {location} cannot be used: {error}; the same command tries again") from error
+    artifacts = _open(location)
+    problems = [
+        f"what {node} wrote in {location} does not come to the driver; give --artifacts a folder that all nodes share, "
+        "or s3://BUCKET/PREFIX"
+        for node, given in answers.items()
+        if not _came(artifacts, given)
+    ]
+    for each in map(_name, (token, *answers.values())):
+        artifacts.attempt("removed", functools.partial(artifacts.vault.remove, each))
     return problems
+
+
+def _open(location: str, *, prepared: bool = False) -> Artifacts:
+    return Artifacts(location, prepared=prepared, patience=_PATIENCE)
 
 
 def _write(artifacts: Artifacts) -> str:
     data = secrets.token_bytes(32)
     name = probe_name(data)
-    try:
-        artifacts.vault.write(name, data)
-    except (Missing, Trouble) as error:
-        raise BadInput(f"artifacts cannot be written in {artifacts.location}: {error}") from error
+    artifacts.attempt("written", lambda: artifacts.vault.write(name, data))
     return name
+
+
+def _came(artifacts: Artifacts, token: str) -> bool:
+    """Whether what a node wrote is here, as it wrote it."""
+    name = _name(token)
+    try:
+        return _matches(token, artifacts.attempt("read", lambda: artifacts.vault.read(name)))
+    except Missing:
+        return False
 
 
 def _name(token: str) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -27,14 +28,14 @@ from botocore.exceptions import (
 )
 
 from search.artifacts.locations import split
-from search.artifacts.vault import Entry, Missing, Trouble, Vault
+from search.artifacts.vault import Entry, Missing, Nameless, Trouble, Vault
 
 __all__ = ["Bucket"]
 
 _CONNECT, _ANSWER = 5, 20
 """Seconds that a connection, and each answer, may take."""
 
-_ABSENT = {"NoSuchKey", "404"}  # a HEAD has no other name for it
+_ABSENT = {("GetObject", "NoSuchKey"), ("DeleteObject", "NoSuchKey"), ("HeadObject", "404")}  # a HEAD has no words
 _DENIED = {"AccessDenied", "AllAccessDisabled", "403"}
 _UNKNOWN = {
     *("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "TokenRefreshRequired"),
@@ -82,10 +83,10 @@ class Bucket(Vault):
     def remove(self, name: str) -> bool:
         try:
             self.size(name)  # to remove what is not there is no error either
+            with self._reachable() as client:
+                client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
         except Missing:
             return False
-        with self._reachable() as client:
-            client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
         return True
 
     def entries(self) -> Mapping[str, Entry]:
@@ -126,11 +127,14 @@ class Bucket(Vault):
             yield _client(_environment())
         except ClientError as error:
             code = error.response.get("Error", {}).get("Code", "")
-            if code in _ABSENT:
+            if (error.operation_name, code) in _ABSENT:
                 raise Missing from error
             raise self._refused(error, code) from error
         except BotoCoreError as error:
             raise _failed(error) from error
+        except RecursionError:
+            # botocore follows a bucket to its region, again and again where there is none.
+            raise Trouble("the server leads elsewhere; give AWS_ENDPOINT_URL as it is there", passes=False) from None
         except ValueError as error:
             # Such as an AWS_ENDPOINT_URL that is no URL.
             raise Trouble(_redacted(str(error)), passes=False) from error
@@ -177,7 +181,9 @@ def _failed(error: BotoCoreError) -> Trouble:
     if words is not None:
         found = urlsplit(str(error.kwargs.get("endpoint_url", "")))
         where = f"{found.scheme}://{found.netloc.rpartition('@')[2]}"
-        return Trouble(f"{where} {words} (is it running, and is AWS_ENDPOINT_URL right?)", passes=True)
+        unknown = getattr(getattr(error.kwargs.get("error"), "__cause__", None), "errno", None) == socket.EAI_NONAME
+        kind = Nameless if unknown else Trouble
+        return kind(f"{where} {words} (is it running, and is AWS_ENDPOINT_URL right?)", passes=True)
     passes = isinstance(error, HTTPClientError | IncompleteReadError | CredentialRetrievalError)
     if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         passes = False

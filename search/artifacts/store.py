@@ -1,15 +1,17 @@
 """The artifact store: bytes under their own SHA-256, checked whenever they are read."""
 
+import functools
 import hashlib
 import re
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from search.artifacts.folder import Folder
 from search.artifacts.locations import is_bucket, normal
-from search.artifacts.vault import Entry, Missing, Trouble, Vault
+from search.artifacts.vault import Entry, Missing, Nameless, Trouble, Vault
 from search.errors import BadInput, Damage, Unavailable
 from search.names import artifact_file
 from search.text import duration
@@ -19,8 +21,8 @@ __all__ = ["PATIENCE", "Artifacts", "is_probe", "probe_name"]
 PATIENCE = 60.0
 """Seconds for which what may pass by itself is tried again: as long as for the database."""
 
-_AT_START = 5.0
-"""The same for a place that was never used."""
+_DAY = 86_400.0
+"""Seconds after which who was writing is no more."""
 
 Result = TypeVar("Result")
 
@@ -190,7 +192,7 @@ class Artifacts:
         """Make the folder, and try to write, list, read back and remove something in it.
 
         Args:
-            again: It could be used before: what may pass by itself is waited for with all patience.
+            again: It could be used before: a host's name that nobody knows any more is waited for, too.
 
         Raises:
             BadInput: One of them is not possible.
@@ -205,13 +207,34 @@ class Artifacts:
             "removed": lambda: self._vault.remove(name),
         }
         for what, step in steps.items():
-            try:
-                self._persist(step, self._patience if again else min(self._patience, _AT_START))
-            except Trouble as error:
-                text = f"artifacts cannot be {what} in {self.location}: {error}"
-                if again and error.passes:
-                    raise Unavailable(f"{text}; the same command continues") from error
-                raise BadInput(text) from error
+            self.attempt(what, step if again else functools.partial(_at_first, step))
+        if not again:
+            self.tidy()
+
+    def attempt(self, what: str, work: Callable[[], Result]) -> Result:
+        """What ``work`` returns of the :attr:`vault`, tried again while that may help.
+
+        Args:
+            what: What is to be done, for people: "written", "read".
+
+        Raises:
+            BadInput: It never will.
+            Unavailable: It may be possible again.
+        """
+        try:
+            return self._persist(work)
+        except Trouble as error:
+            text = f"artifacts cannot be {what} in {self.location}: {error}"
+            if error.passes:
+                raise Unavailable(f"{text}; the same command continues") from error
+            raise BadInput(text) from error
+
+    def tidy(self) -> None:
+        """Remove what was left half written for more than a day: by probes, in a place in which no run writes."""
+        for name, entry in self._entries().items():
+            if is_probe(name) and entry.written < time.time() - _DAY:
+                with suppress(Trouble):  # another user's may be that user's alone to remove
+                    self._vault.remove(name)
 
     def _check_probe(self, name: str, data: bytes) -> None:
         try:
@@ -249,7 +272,7 @@ class Artifacts:
         """
         began = time.monotonic()
         try:
-            return self._persist(work, self._patience)
+            return self._persist(work)
         except Trouble as error:
             waited = time.monotonic() - began
             tried = f" for {waited:.0f} s" if waited >= 1 else ""
@@ -258,7 +281,7 @@ class Artifacts:
                 f"{where} cannot be {what}{tried}: {error}; mend it, the same command continues"
             ) from error
 
-    def _persist(self, work: Callable[[], Result], patience: float) -> Result:
+    def _persist(self, work: Callable[[], Result]) -> Result:
         """``work`` must bear being run after it succeeded unnoticed.
 
         Raises:
@@ -270,7 +293,7 @@ class Artifacts:
                 result = work()
             except Trouble as error:
                 waited = time.monotonic() - began
-                if not error.passes or waited >= patience:
+                if not error.passes or waited >= self._patience:
                     raise
                 if waited > 1:
                     self._tell(error)
@@ -290,8 +313,17 @@ class Artifacts:
 
 
 def probe_name(data: bytes) -> str:
-    """A name for something that is there for a moment only: :meth:`Artifacts.sweep` removes it if it stays."""
+    """A name for something that is there for a moment only: :meth:`Artifacts.sweep` and :meth:`Artifacts.tidy` remove
+    it if it stays."""
     return f".{artifact_file(hashlib.sha256(data).hexdigest())}.{secrets.token_hex(16)}.tmp"
+
+
+def _at_first(step: Callable[[], Result]) -> Result:
+    """Nobody ever reached the place under a name that is not known: that is a wrong name."""
+    try:
+        return step()
+    except Nameless as error:
+        raise Trouble(str(error), passes=False) from error
 
 
 def is_probe(name: str) -> bool:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["Entry", "Missing", "Trouble", "Vault"]
+__all__ = ["Entry", "Missing", "Nameless", "Trouble", "Vault"]
 
 
 class Trouble(Exception):
@@ -20,6 +20,10 @@ class Trouble(Exception):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class Nameless(Trouble):
+    """No name server knows the host: its name is wrong, or the network is away."""
 
 
 class Missing(Exception):

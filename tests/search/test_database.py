@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import event, insert, make_url, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
+import search.cli
 from search.cli import main
 from search.database import Database
 from search.errors import BadInput, Unavailable
@@ -149,6 +150,20 @@ def test_a_database_that_cannot_be_used_is_one_line_and_ends_with_2(
         assert re.match(f"clnp-search: .*{words}", err)
         assert "hush" not in err
         assert "s3cret" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_stays_away_ends_a_command_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("search.cli._SHORT", 0.1)
+    monkeypatch.setitem(search.cli._PATIENCE, "run", 0.1)
+    for command in (["run", "quickstart", "--backend", "inline"], ["status"]):
+        assert main([*command, "--storage", "postgresql://u:hush@127.0.0.1:1/db"]) == 1
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert "hush" not in err
     assert list(tmp_path.iterdir()) == []
 
 

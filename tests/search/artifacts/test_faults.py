@@ -159,6 +159,7 @@ def test_patience_ends(s3: str, gate: Any) -> None:
         ((404, "NoSuchBucket"), "there is no bucket 'bucket'; make it, or check its name and AWS_ENDPOINT_URL"),
         ((400, "InvalidRequest"), "the server answers s3:PutObject with InvalidRequest: told to"),
         ((501, "NotImplemented"), "the server answers s3:PutObject with NotImplemented: told to"),
+        ((404, "404"), "the server answers s3:PutObject with 404: told to"),
     ],
     ids=lambda value: value[1] if isinstance(value, tuple) else "",
 )
@@ -212,14 +213,27 @@ def test_no_credentials(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
         Artifacts(s3).prepare()
 
 
-def test_a_place_that_was_used_before_is_waited_for(s3: str, gate: Any) -> None:
-    """By who continues a run; a new one is refused in seconds."""
+@pytest.mark.parametrize("again", [False, True])
+def test_a_place_that_is_away_is_waited_for(s3: str, gate: Any, monkeypatch: pytest.MonkeyPatch, again: bool) -> None:
+    """As long as it is said, also by who begins a run."""
     gate.close_door((503, "SlowDown"))
-    waiting(s3, gate.open_door).prepare(again=True)
+    waiting(s3, gate.open_door).prepare(again=again)
     gate.close_door((503, "SlowDown"))
-    for again, kind in ((True, Unavailable), (False, BadInput)):
-        with pytest.raises(kind, match=rf"^artifacts cannot be written in {s3}: the server answers s3:PutO"):
-            Artifacts(s3, pause=lambda _: False).prepare(again=again)
+    told: list[str] = []
+    now = 0.0
+
+    def pause(seconds: float) -> bool:
+        nonlocal now
+        now += seconds
+        return True
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with pytest.raises(
+        Unavailable, match=rf"^artifacts cannot be written in {s3}: the server .*; the same command con"
+    ):
+        Artifacts(s3, patience=30, on_wait=told.append, pause=pause).prepare(again=again)
+    assert [line.rpartition("; ")[2] for line in told] == ["waiting for it, for 30 s at most"]
+    assert 30 <= now < 36
 
 
 def test_a_profile_that_is_not_there(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,12 +248,34 @@ def test_an_endpoint_that_nobody_listens_at(s3: str, monkeypatch: pytest.MonkeyP
         probe.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{probe.getsockname()[1]}"
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:s3cret@{where}")
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(Unavailable) as caught:
         Artifacts(s3, pause=lambda _: False).prepare()
     assert str(caught.value) == (
         f"artifacts cannot be written in {s3}: http://{where} cannot be reached (is it running, and is "
-        "AWS_ENDPOINT_URL right?)"
+        "AWS_ENDPOINT_URL right?); the same command continues"
     )
+
+
+def test_an_endpoint_that_no_name_server_knows(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong name where the place was never reached, an outage where it was."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://nowhere.invalid")
+    with pytest.raises(BadInput, match=r"http://nowhere\.invalid cannot be reached \(is it running, and is AWS_END"):
+        Artifacts(s3, pause=fail).prepare()
+    with pytest.raises(Unavailable):
+        Artifacts(s3, pause=lambda _: False).prepare(again=True)
+
+
+def test_an_endpoint_that_leads_elsewhere(s3: str, gate: Any) -> None:
+    gate.close_door((301, "PermanentRedirect"))
+    with pytest.raises(BadInput, match="the server leads elsewhere; give AWS_ENDPOINT_URL as it is there"):
+        Artifacts(s3, pause=fail).prepare()
+
+
+def test_a_folder_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promise 8: where the system answers that there is no such folder, such as in /proc or of an automounter."""
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: os.stat("/no/such"))
+    with pytest.raises(BadInput, match="artifacts cannot be written in /proc/x: No such file or directory"):
+        Artifacts("/proc/x", pause=fail).prepare()
 
 
 def test_without_boto3(s3: str, child: Any) -> None:

@@ -51,6 +51,15 @@ def test_credentials_in_a_location_are_refused_and_not_printed(location: str) ->
     assert ("AWS_ACCESS_KEY_ID" in str(caught.value)) == location.startswith("s3")
 
 
+@pytest.mark.parametrize(
+    "location", ["s3:/key:s3cret@bucket", "s3://bucket?secret=s3cret", "s3://bucket/a?secret=s3cret", "gs://b?x=s3cret"]
+)
+def test_what_may_be_a_secret_is_not_printed(location: str) -> None:
+    with pytest.raises(BadInput, match=r"^artifacts at ") as caught:
+        normal(location)
+    assert "s3cret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("location", ["s3://", "s3://a", "s3://bucket?x=1", "s3://my bucket", "s3://bücket/a"])
 def test_refuses_what_cannot_name_a_bucket(location: str) -> None:
     with pytest.raises(BadInput, match="cannot name a bucket"):

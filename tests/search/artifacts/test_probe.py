@@ -1,13 +1,16 @@
 """Whether every node sees the same artifacts."""
 
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from search.artifacts import Artifacts
 from search.artifacts.probe import answer, leave, settle
-from search.errors import BadInput
+from search.errors import BadInput, Unavailable
 
 
 def test_nodes_that_share_a_place(location: str) -> None:
@@ -50,10 +53,43 @@ def test_what_comes_back_otherwise(location: str) -> None:
     assert len(settle(location, token, {"one": given})) == 1
 
 
-def test_what_a_killed_probe_leaves_is_swept(location: str) -> None:
-    answer(location, leave(location))
+@pytest.mark.parametrize("begin", [leave, lambda location: Artifacts(location).prepare()], ids=["leave", "prepare"])
+def test_what_a_killed_probe_leaves_is_removed_by_who_comes_a_day_later(
+    location: str, begin: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of a run which begins at this moment stays, and so does what is no probe's."""
+    there = Artifacts(location).vault.entries
+    answer(location, token := leave(location))
+    Artifacts(location).vault.write("notes.txt", b"mine")
     assert Artifacts(location).list() == ()
-    assert Artifacts(location).sweep() == 2
+    begin(location)
+    assert len(there()) == (4 if begin is leave else 3)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 100_000)
+    begin(location)
+    assert token not in there()
+    assert set(there()) >= {"notes.txt"}
+
+
+def test_what_passes_by_itself_is_tried_again_and_is_no_bad_input(
+    s3: str, gate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = leave(s3)
+    given = answer(s3, token)
+
+    def each(call: Callable[..., object]) -> None:
+        for step in (lambda: leave(s3), lambda: answer(s3, token), lambda: settle(s3, token, {"one": given})):
+            gate.close_door((503, "SlowDown"))
+            call(step)
+
+    def refuse(step: Callable[[], object]) -> None:
+        with pytest.raises(Unavailable, match=rf"in {s3}: the server answers .*; the same command continues"):
+            step()
+
+    monkeypatch.setattr("search.artifacts.probe._PATIENCE", 0.1)
+    each(refuse)
+    monkeypatch.setattr("search.artifacts.store._sleep", lambda _: (gate.open_door(), True)[1])
+    each(lambda step: step())
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path, as_nobody) -> None:  # type: ignore[no-untyped-def]
