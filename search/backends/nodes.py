@@ -37,6 +37,9 @@ _QUIET = 15.0
 _PATIENCE = 300.0
 """Seconds that a node may take to answer: its first worker process has to start."""
 
+_FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 300.0
+"""Seconds until a node is asked again that could not be used for a reason that passes: doubled each time."""
+
 
 @dataclass(slots=True)
 class _Probe:
@@ -49,11 +52,28 @@ class _Probe:
     began: float = field(default_factory=time.monotonic)
 
 
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """Why a node cannot be used, and whether time may mend it."""
+
+    why: str
+    passes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    """When a node may be asked again, by the monotonic clock, and after how many seconds that is."""
+
+    until: float
+    seconds: float
+
+
 class Nodes:
     """Which nodes workers may be on: those that have what is needed, and are alive.
 
     :meth:`admit` asks all that are there; :meth:`watch` then looks in the background, and asks those that come. A node
-    that lacks something then is left alone.
+    that lacks something then is left alone; one that could not be asked, or could not reach the artifacts, is asked
+    again.
 
     Args:
         head: Its ``host:port``.
@@ -75,6 +95,7 @@ class Nodes:
         self._usable: dict[str, Node] = {}
         self._gone: set[str] = set()
         self._refused: set[str] = set()
+        self._pauses: dict[str, _Pause] = {}
         self._probes: dict[str, _Probe] = {}
         self._devices: dict[str, list[str]] = {}
         self._kinds = 1
@@ -116,7 +137,7 @@ class Nodes:
 
         Raises:
             BadInput: A node lacks something, or artifacts cannot be written.
-            Unavailable: The place of the artifacts cannot be reached.
+            Unavailable: A node does not answer, or the place of the artifacts cannot be reached.
         """
         found = read_nodes()
         token = leave(self._needs.artifacts)
@@ -124,7 +145,7 @@ class Nodes:
             if self._fits(node):
                 self._ask(node, token)
         answers: dict[str, Mapping[str, Any]] = {}
-        problems: dict[str, str] = {}
+        problems: dict[str, _Problem] = {}
         began, told = time.monotonic(), False
         while self._probes and not stop():
             self._collect(answers, problems)
@@ -135,10 +156,13 @@ class Nodes:
             time.sleep(0.02)
         problems |= self._settle(token, answers)
         there = {node.id for node in read_nodes()} if problems else set[str]()
-        problems = {each: why for each, why in problems.items() if each in there}  # one that went lacks nothing
+        problems = {each: found for each, found in problems.items() if each in there}  # one that went lacks nothing
         if problems:
             names = {node.id: node.name for node in found}
-            raise BadInput("\n".join(_grouped([(names[each], why) for each, why in problems.items()])))
+            text = "\n".join(_grouped([(names[each], problem.why) for each, problem in problems.items()]))
+            if all(problem.passes for problem in problems.values()):
+                raise Unavailable(f"{text}\nThe same command tries again")
+            raise BadInput(text)
         with self._lock:
             self._usable = {node.id: node for node in found if node.id in answers}
         self._devices = {node.name: answers[node.id]["devices"] for node in found if node.id in answers}
@@ -202,32 +226,50 @@ class Nodes:
                 with self._lock:
                     self._gone.discard(each)  # it was only out of reach
             known = each in self._gone or each in self._usable or each in self._refused or each in self._probes
-            if not known and self._fits(node):
+            early = each in self._pauses and time.monotonic() < self._pauses[each].until
+            if not known and not early and self._fits(node):
                 try:
                     tokens[each] = leave(self._needs.artifacts)
                 except SearchError:
-                    continue  # asked again with the next look
+                    self._put_off(each)
+                    continue
                 self._ask(node, tokens[each])
         names = {each: probe.node for each, probe in self._probes.items()}
         answers: dict[str, Mapping[str, Any]] = {}
-        problems: dict[str, str] = {}
+        problems: dict[str, _Problem] = {}
         self._collect(answers, problems)
         for each in [*answers, *problems]:
             one = {each: answers[each]} if each in answers else {}
             try:
                 problems |= self._settle(tokens.pop(each), one)
-            except SearchError:
-                answers.pop(each, None)  # the artifacts are away: it is asked again with the next look
-        for each, why in problems.items():
+            except SearchError as error:
+                problems[each] = _Problem(str(error), passes=True)  # the driver's own look at the artifacts
+        for each, problem in problems.items():
             if each in there:
-                self._refused.add(each)
-                self._note(f"{_grouped([(names[each].name, why)])[0]}; the run goes on without it")
+                self._leave_out(names[each], problem)
         for each in answers.keys() - problems.keys():
+            self._pauses.pop(each, None)
             with self._lock:
                 self._usable[each] = names[each]
             self._devices[names[each].name] = answers[each]["devices"]
             self._note(f"node {names[each].name} joined: {plural(self._fits(names[each]), 'worker')} more")
             self._compare_devices()
+
+    def _leave_out(self, node: Node, problem: _Problem) -> None:
+        """The run goes on without a node: for good, or until it is asked again. Of several tries the first is told."""
+        told = problem.passes and node.id in self._pauses
+        if problem.passes:
+            self._put_off(node.id)
+        else:
+            self._refused.add(node.id)
+        if not told:
+            again = " and asks it again" if problem.passes else ""
+            self._note(f"{_grouped([(node.name, problem.why)])[0]}; the run goes on without it{again}")
+
+    def _put_off(self, node: str) -> None:
+        known = self._pauses.get(node)
+        seconds = _FIRST_PAUSE if known is None else min(2 * known.seconds, _LONGEST_PAUSE)
+        self._pauses[node] = _Pause(time.monotonic() + seconds, seconds)
 
     def _drop(self, lost: Sequence[str]) -> None:
         for each in lost:
@@ -256,7 +298,7 @@ class Nodes:
             cloudpickle.unregister_pickle_by_value(probing)
         self._probes[node.id] = _Probe(node, reference, _PATIENCE)
 
-    def _collect(self, answers: dict[str, Mapping[str, Any]], problems: dict[str, str]) -> None:
+    def _collect(self, answers: dict[str, Mapping[str, Any]], problems: dict[str, _Problem]) -> None:
         """What has come back since, by the node's id."""
         import ray
         from ray.exceptions import RayError
@@ -265,7 +307,8 @@ class Nodes:
             if not ray.wait([probe.reference], timeout=0)[0]:
                 if time.monotonic() - probe.began > probe.patience:
                     del self._probes[each]
-                    problems[each] = f"did not answer within {probe.patience:.0f} s; see that Ray's workers start there"
+                    why = f"did not answer within {probe.patience:.0f} s; see that Ray's workers start there"
+                    problems[each] = _Problem(why, passes=True)
                 continue
             del self._probes[each]
             try:
@@ -273,14 +316,16 @@ class Nodes:
             except RayError as error:
                 # Of a task that raised, Ray's own words are its frames.
                 cause = getattr(error, "cause", None)
-                plain = isinstance(cause, SearchError)
-                problems[each] = str(cause) if plain else f"cannot run a task: {first_line(str(cause or error))}"
+                if isinstance(cause, SearchError):
+                    problems[each] = _Problem(str(cause), passes=isinstance(cause, Unavailable))
+                else:
+                    problems[each] = _Problem(f"cannot run a task: {first_line(str(cause or error))}", passes=True)
                 continue
             if probe.answer is not None:
                 self._note_data(probe.node, brought=bool(found))
                 answers[each] = probe.answer
-            elif why := self._judge(found):
-                problems[each] = why
+            elif problem := self._judge(found):
+                problems[each] = problem
             elif self._courier is None or found["data"]:
                 answers[each] = found
             else:
@@ -292,23 +337,28 @@ class Nodes:
         if brought and self._courier is not None:
             self._note(f"node {node.name} was given the data: {size(self._courier.parcel.size)}")
 
-    def _judge(self, found: Mapping[str, Any]) -> str | None:
+    def _judge(self, found: Mapping[str, Any]) -> _Problem | None:
         """What is wrong with a node that says this, or None."""
         theirs, ours = found["versions"], self._expected
         differ = [key for key in ours if theirs.get(key) != ours[key]]
         if not differ:
-            return None if found.get("problem") is None else str(found["problem"])
+            return _Problem(found["problem"], found["passes"]) if "problem" in found else None
         absent = [key for key in differ if theirs.get(key) in ("not installed", "absent")]
         if absent and absent[0] != "code":
             what = " and ".join(key for key in absent if key != "code")
-            return f"lacks {what}; install what this machine has: {_versions(ours)}"
+            return _Problem(f"lacks {what}; install what this machine has: {_versions(ours)}", passes=False)
         named = "; ".join(f"{_word(key)} {theirs.get(key)}, here {ours[key]}" for key in differ)
-        return f"has {named}; bits depend on it: install the same there"
+        return _Problem(f"has {named}; bits depend on it: install the same there", passes=False)
 
-    def _settle(self, token: str, answers: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    def _settle(self, token: str, answers: Mapping[str, Mapping[str, Any]]) -> dict[str, _Problem]:
         """Node → what is wrong with what it wrote."""
         problems = settle(self._needs.artifacts, token, {each: str(answers[each]["answer"]) for each in answers})
-        return {each: line.replace(each, "it") for each in answers for line in problems if each in line}
+        return {
+            each: _Problem(line.replace(each, "it"), passes=False)
+            for each in answers
+            for line in problems
+            if each in line
+        }
 
     def _compare_devices(self) -> None:
         """Bits may differ between kinds of devices: said, and recorded with every trial."""

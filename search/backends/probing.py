@@ -30,7 +30,7 @@ def look(
 
     Returns:
         ``versions``; ``devices``, what bits depend on; and, where the versions are those expected, ``answer`` of the
-        artifacts' probe or ``problem``, and ``data``: whether the files are here.
+        artifacts' probe or ``problem`` and whether that ``passes``, and ``data``: whether the files are here.
     """
     found: dict[str, Any] = {"versions": describe(modules, code), "devices": _devices()}
     if found["versions"] != dict(expected):
@@ -42,7 +42,7 @@ def look(
             delivered = importlib.import_module("search.delivered")
             found["data"] = delivered.holds(delivered.Parcel(**data[0]), data[1])
     except errors.SearchError as error:
-        found["problem"] = str(error)
+        found["problem"], found["passes"] = str(error), isinstance(error, errors.Unavailable)
     return found
 
 

@@ -130,7 +130,8 @@ class Tune(LiveBackend):
         most = None if experiment.workers == "auto" else experiment.workers
         self._nodes = Nodes(head, self._needs, pool, most, self._note)
         self._nodes.admit(self.stop.is_set)
-        self._nodes.watch()
+        if not self.stop.is_set():
+            self._nodes.watch()
         return pool
 
     def _workers(self, pool: Pool) -> int:

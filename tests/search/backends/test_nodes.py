@@ -1,22 +1,29 @@
 """What the driver makes of a cluster's nodes: their names, their answers, what is done when one goes. No Ray runs."""
 
+import re
 import socket
+import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RayTaskError
 from ray.tune.utils.object_cache import _ObjectCache
 
 from search.backends import probing
 from search.backends.joining import reach
-from search.backends.nodes import Nodes, read_nodes
+from search.backends.nodes import Nodes, _Probe, read_nodes
+from search.backends.tune import Tune
 from search.errors import BadInput, Unavailable
 from search.experiment import Experiment
 from search.machine import Needs, Node, Pool
 from search.memory import MemoryBook
 from search.run import Run
 from search.worker import WorkerSettings
+
+TOKEN = f"{'0' * 64}.safetensors.{'1' * 32}"
 
 NewRun = Callable[..., Run]
 Small = Callable[..., Experiment]
@@ -70,14 +77,108 @@ def test_a_node_like_the_driver_is_used(nodes: Any) -> None:
 )
 def test_a_node_of_other_versions_is_refused(nodes: Any, changed: dict[str, str], match: str) -> None:
     """Promise 8: bits depend on them."""
-    why = nodes._judge({"versions": {**probing.describe((), ()), **changed}, "devices": []})
-    with pytest.raises(BadInput, match=match):
-        raise BadInput(why)
+    problem = nodes._judge({"versions": {**probing.describe((), ()), **changed}, "devices": []})
+    assert re.search(match, problem.why)
+    assert not problem.passes
 
 
 def test_a_node_that_sees_other_artifacts_is_refused(nodes: Any) -> None:
-    found = {"versions": probing.describe((), ()), "devices": [], "problem": "what the driver wrote is not there"}
-    assert nodes._judge(found) == "what the driver wrote is not there"
+    found = probing.look(nodes._expected, nodes._needs.artifacts, f".{TOKEN}.tmp", None, (), ())
+    assert "is not there; give --artifacts a folder that all nodes share" in nodes._judge(found).why
+    assert not nodes._judge(found).passes
+
+
+@pytest.fixture
+def late(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """A node that came while the run was on its way; looks once, and has it answer what it is given."""
+    node = Node(4, 0, "late", "late", "127.0.0.1:1")
+    tokens: dict[str, str] = {}
+    monkeypatch.setattr("search.backends.nodes.read_nodes", lambda: [node])
+    monkeypatch.setattr("ray.wait", lambda references, timeout: (references, timeout))
+
+    def ask(node: Node, token: str) -> None:
+        nodes.asked.append(token)
+        nodes._probes[node.id] = _Probe(node, "reference", 300)
+
+    def look(answer: Callable[[str], Any]) -> None:
+        monkeypatch.setattr("ray.get", lambda _: answer(nodes.asked[-1]))
+        nodes._look(tokens)
+
+    nodes.asked = []
+    monkeypatch.setattr(nodes, "_ask", ask)
+    return look
+
+
+def answering(nodes: Any) -> Callable[[str], Any]:
+    return lambda token: probing.look(nodes._expected, nodes._needs.artifacts, token, None, (), ())
+
+
+def test_a_late_node_is_asked_again_where_its_reason_passes(
+    nodes: Any, late: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that answers one error is no reason to leave a node idle for weeks."""
+
+    def away(*_: object) -> None:
+        raise Unavailable("artifacts cannot be read: SlowDown")
+
+    def fails(_: str) -> Any:
+        raise RayTaskError("look", "", OSError("no room"))
+
+    now = time.monotonic()
+    monkeypatch.setattr("search.backends.nodes.time.monotonic", lambda: now)
+    with monkeypatch.context() as patch:
+        patch.setattr("search.artifacts.probe.answer", away)
+        late(answering(nodes))
+    late(answering(nodes))
+    assert len(nodes.asked) == 1, "it is left in peace for a while"
+    now += 5.1
+    late(fails)
+    now += 5.1
+    late(answering(nodes))
+    assert (len(nodes.asked), nodes.usable) == (2, ()), "for longer each time"
+    now += 5.1
+    late(answering(nodes))
+    assert nodes.usable == ("late",)
+    assert nodes.said == [
+        "node late: artifacts cannot be read: SlowDown; the run goes on without it and asks it again",
+        "node late joined: 2 workers more",
+    ]
+
+
+def test_a_start_that_an_outage_keeps_from_asking_tells_one(
+    nodes: Any, late: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 1, the same command tries again; beside a node that lacks something it is bad input."""
+    wanting = {"versions": nodes._expected, "devices": [], "problem": "SlowDown", "passes": True}
+    monkeypatch.setattr("ray.get", lambda _: wanting)
+    with pytest.raises(Unavailable, match="node late: SlowDown\nThe same command tries again"):
+        nodes.admit(lambda: False)
+    wanting["passes"] = False
+    with pytest.raises(BadInput, match="node late: SlowDown"):
+        nodes.admit(lambda: False)
+
+
+def test_a_start_that_is_told_to_stop_watches_nothing(
+    small: Small, late: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a node still says then would be an answer to nothing."""
+    monkeypatch.setattr("search.backends.cluster.Cluster.join", lambda _: "127.0.0.1:1")
+    monkeypatch.setattr(Nodes, "_ask", lambda self, node, _: self._probes.update({node.id: _Probe(node, None, 300)}))
+    backend = Tune("127.0.0.1:1", needs=Needs(str(tmp_path)))
+    backend.stop.set()
+    backend._join(small())
+    assert backend._nodes is not None
+    assert backend._nodes._thread is None
+    backend.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_late_node_that_lacks_something_is_not_asked_again(nodes: Any, late: Callable[..., None]) -> None:
+    for _ in range(2):
+        late(lambda _: {"versions": {**nodes._expected, "torch": "2.12.0"}, "devices": []})
+        nodes._pauses.clear()
+    assert len(nodes.asked) == 1
+    assert nodes.said[0].endswith("bits depend on it: install the same there; the run goes on without it")
 
 
 def test_slots_are_those_of_the_nodes_that_are_left(nodes: Any) -> None:
