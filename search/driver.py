@@ -15,7 +15,7 @@ from search.dashboard.noting import Notes, complete
 from search.errors import BadInput, SearchError
 from search.experiment import Experiment, differences
 from search.fork import check_records, check_tensors, copy_tasks
-from search.gc import give_up
+from search.gc import surplus
 from search.machine import Needs, Pool
 from search.names import check_run_name
 from search.own_code import folders
@@ -315,7 +315,8 @@ class _Attempt:
         # Of a fork the ledger has what its origin was run with; the origin may have been made anew since.
         self.experiment = self.experiment.with_origin(Experiment.from_json(row.experiment).origin)
         if row.experiment != self.experiment.to_json():
-            writer.update_run(self.experiment.to_json())
+            gone = surplus(self.experiment, self.store.history(self.name))
+            writer.update_run(self.experiment.to_json(), surplus=gone)
 
     def _tell_changes(self, writer: Writer, before: list[AttemptRow], versions: dict[str, str]) -> None:
         """Say and record what differs from the last attempt: bits may differ with it."""
@@ -358,7 +359,6 @@ class _Attempt:
 
         worker = self.experiment.worker.model_copy(update={"gpu": pool.gpu})
         history = self.store.history(self.name)
-        give_up(writer, self.experiment, history)
         run = Run(
             # With what gpu: auto became, since the stacks go by it.
             self.experiment.model_copy(update={"worker": worker}),

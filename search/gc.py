@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from search.artifacts import join, parent
 from search.artifacts.vault import Entry
@@ -14,10 +14,7 @@ from search.experiment import Experiment
 from search.rows import Tensors
 from search.store import History, RunRow, Store
 
-if TYPE_CHECKING:
-    from search.writer import Writer
-
-__all__ = ["collect", "give_up", "survey"]
+__all__ = ["collect", "surplus", "survey"]
 
 _RUN_PLACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}-[0-9a-f]{8}")
 
@@ -43,8 +40,8 @@ class _Waste:
     younger: dict[str, Entry]
 
 
-def give_up(writer: "Writer", experiment: Experiment, history: History) -> None:
-    """Remove what ``keep`` does not keep of the tasks that are committed: it may have changed since they were."""
+def surplus(experiment: Experiment, history: History) -> list[str]:
+    """The tensors that ``keep`` does not keep of the tasks that are committed: it may have changed since they were."""
     gone = {
         artifact
         for (replica, task), commit in history.commits.items()
@@ -56,8 +53,7 @@ def give_up(writer: "Writer", experiment: Experiment, history: History) -> None:
         for index, record in cells.items()
         if (replica, task, index) not in history.dropped
     }
-    if gone & known:
-        writer.remove_artifacts(sorted(gone & known))
+    return sorted(gone & known)
 
 
 def survey(store: Store, name: str | None = None) -> dict[str, Any]:
@@ -115,7 +111,7 @@ def _remove(store: Store, row: RunRow, *, strict: bool) -> dict[str, Any]:
         with store.annotate(row.name) as writer:
             # Looked at again: now nobody else writes.
             waste = _waste(store, row)
-            give_up(writer, Experiment.from_json(row.experiment), store.history(row.name))
+            writer.remove_artifacts(surplus(Experiment.from_json(row.experiment), store.history(row.name)))
             for sha256 in (*waste.given_up, *waste.orphans):
                 writer.artifacts.remove(sha256)
             writer.artifacts.sweep()

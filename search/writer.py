@@ -281,28 +281,27 @@ class Writer:
 
         What is gone already is no error. What a commit, a winner or a cell of an open task needs stays.
         """
-
-        def work(connection: Connection) -> None:
-            committed = select(Commits.run_id).where(
-                Commits.run_id == Cells.run_id,
-                Commits.replica == Cells.replica,
-                Commits.task == Cells.task,
-                Commits.winner != Cells.cell,
-            )
-            connection.execute(
-                update(Cells)
-                .where(Cells.run_id == self._run, Cells.artifact.in_(artifacts), committed.exists())
-                .values(dropped=True)
-            )
-
         with self._lock:
             if artifacts:
-                self._write(work)
+                self._write(lambda connection: self._give_up(connection, artifacts))
                 self._remove_dropped(artifacts)
 
-    def update_run(self, experiment_json: dict[str, Any]) -> None:
-        """Write down the experiment as it is now: more replicas or tasks, other workers."""
-        self._update_run(experiment=experiment_json)
+    def update_run(self, experiment_json: dict[str, Any], *, surplus: Collection[str] = ()) -> None:
+        """Write down the experiment as it is now: more replicas or tasks, other workers.
+
+        Args:
+            surplus: The tensors that it keeps no longer, given up in the same step; see :meth:`remove_artifacts`.
+        """
+
+        def work(connection: Connection) -> None:
+            row = update(Runs).where(Runs.id == self._run)
+            connection.execute(row.values(experiment=experiment_json, updated=self._database.now))
+            self._give_up(connection, surplus)
+
+        with self._lock:
+            self._write(work)
+            if surplus:
+                self._remove_dropped(surplus)
 
     def finish(self, state: Literal["finished", "stopped"], reason: str = "") -> None:
         """Write down how the run ended: every task committed, or stopped for a reason that a person has to see."""
@@ -364,7 +363,8 @@ class Writer:
             How many rows and artifacts that were.
         """
         with self._lock:
-            self._update_run(state="deleting")
+            deleting = update(Runs).where(Runs.id == self._run).values(state="deleting", updated=self._database.now)
+            self._write(lambda connection: connection.execute(deleting))
             for name in studies:
                 self._studies.delete(name, self._lease.check)
             artifacts = self.artifacts.discard()
@@ -387,9 +387,17 @@ class Writer:
         with self._lock:
             return self._database.retry(attempt)
 
-    def _update_run(self, **values: object) -> None:
-        row = update(Runs).where(Runs.id == self._run).values(**values, updated=self._database.now)
-        self._write(lambda connection: connection.execute(row))
+    def _give_up(self, connection: Connection, artifacts: Collection[str]) -> None:
+        committed = select(Commits.run_id).where(
+            Commits.run_id == Cells.run_id,
+            Commits.replica == Cells.replica,
+            Commits.task == Cells.task,
+            Commits.winner != Cells.cell,
+        )
+        mine = update(Cells).where(Cells.run_id == self._run, committed.exists()).values(dropped=True)
+        every = list(artifacts)
+        for begin in range(0, len(every), _FEW):
+            connection.execute(mine.where(Cells.artifact.in_(every[begin : begin + _FEW])))
 
     def _put_cell(
         self, connection: Connection, replica: int, task: int, record: CellRecord, known: bool, dropped: bool

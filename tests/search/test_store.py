@@ -14,8 +14,9 @@ from typing import Any
 
 import optuna
 import pytest
-from sqlalchemy import func, select, text, update
+from sqlalchemy import event, func, select, text, update
 
+import search.writer
 from search.book import Book
 from search.book import History as BookHistory
 from search.errors import BadInput, Damage, LeaseLost, Unavailable
@@ -313,6 +314,46 @@ def test_a_removal_that_was_cut_off_is_finished_by_the_next_driver(
         assert writer.artifacts.list() == (sha256,)
     with store.take("run", **make.take) as writer:
         assert writer.artifacts.list() == ()
+
+
+def test_any_number_of_tensors_is_given_up(store: Store, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL takes 65,535 values in a query, SQLite fewer; a large run has more."""
+    monkeypatch.setattr(search.writer, "_FEW", 10)
+    most = []
+    with store.take("run", **make.take) as writer:
+        sha256 = writer.artifacts.put(b"loser")
+        writer.open_task(make.opening())
+        writer.add_cell(0, 0, make.record(1, artifact=sha256))
+        writer.add_commit(make.commit(0))
+        engine = store.database.engine
+        event.listen(engine, "before_cursor_execute", lambda *given: most.append(len(given[3])))
+        writer.remove_artifacts([f"{index:064x}" for index in range(95)] + [sha256])
+        assert writer.artifacts.list() == ()
+    assert max(most) < 20
+
+
+@pytest.mark.parametrize("cut", ["before", "after"])
+def test_what_a_run_keeps_is_written_with_what_that_gives_up(
+    store: Store, make: Any, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    """Promise 3: cut off anywhere, the next driver has both or neither, and ends what was begun."""
+    with store.take("run", **make.take) as writer:
+        sha256 = writer.artifacts.put(b"loser")
+        writer.open_task(make.opening())
+        writer.add_cell(0, 0, make.record(1, artifact=sha256))
+        writer.add_commit(make.commit(0))
+        where = (type(writer), "_give_up") if cut == "before" else (type(writer.artifacts), "remove")
+        with monkeypatch.context() as patch:
+            patch.setattr(*where, _interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                writer.update_run({"keep": "winners"}, surplus=[sha256])
+    with store.take("run", **make.take) as writer:
+        row = store.run("run")
+        assert row is not None
+        done = cut == "after"
+        assert (row.experiment == {"keep": "winners"}) == done
+        assert store.history("run").dropped == ({(0, 0, 1)} if done else set())
+        assert writer.artifacts.list() == (() if done else (sha256,))
 
 
 def test_runs_with_the_same_tensors_keep_their_own(store: Store, make: Any) -> None:
