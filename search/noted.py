@@ -20,7 +20,7 @@ __all__ = ["EDITION", "MARK", "Noted", "read_noted", "read_unnoted"]
 MARK = "clnp-search:note"
 """The study's system attribute that says which edition of its note it carries. It is written with the note."""
 
-EDITION = 1
+EDITION = 2
 """Of what a note says and shows: with another one every note is written anew."""
 
 

@@ -16,6 +16,7 @@ from search.names import cell_key
 from search.noted import EDITION, MARK, Noted
 from search.records import CommitRecord
 from search.reports.common import Known
+from search.reports.show import why
 from search.store import RunRow
 from search.text import MANY, members, number, percent, plural
 
@@ -169,15 +170,11 @@ class _Words:
     def _candidates(self) -> str:
         count = len(self.trials.records)
         reach = f"{len(self.commit.candidates):,} of {plural(count, 'trial')} reach it unpruned"
-        sparsity = self.known.experiment.of(self.commit.task).rule.sparsity
-        most = "the fewest new units" if sparsity == "units" else "the most weights into units that stay free"
         diverged = f"; {self.trials.diverged:,} diverged" if self.trials.diverged else ""
-        lines = [f"{reach}{diverged}. Each pruned as far as it stays there, the winner has {most}."]
+        reason = why(self.known, self.commit, _code)
+        lines = [f"{reach}{diverged}. Each pruned as far as it stays there, the winner is {reason}."]
         if self.commit.missing:
             lines.append(f"Committed without {members(self.commit.missing)}, lost too often.")
-        if self.commit.over_budget:
-            names = ", ".join(map(_code, self.commit.over_budget))
-            lines.append(f"No point above the floor fits the budget of {names}.")
         return " ".join(lines)
 
     def _units(self) -> str:

@@ -1,5 +1,6 @@
 """One commit explained: from the records of its grid to the winner."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -10,9 +11,9 @@ from search.records import CellRecord, CommitRecord, Score
 from search.reports.common import Known, Report, cell, find_commit, layers, provenance, read_run, score
 from search.reports.final import task_row
 from search.store import Store
-from search.text import members
+from search.text import MANY, group_list, members
 
-__all__ = ["show"]
+__all__ = ["show", "why"]
 
 
 def show(store: Store, name: str, *, task: int | None = None, replica: int | None = None) -> Report:
@@ -45,6 +46,7 @@ def show(store: Store, name: str, *, task: int | None = None, replica: int | Non
         "margin": float(margin),
         "budget": _budget(known, record),
         "sparsity": known.experiment.of(record.task).rule.sparsity,
+        "why": why(known, record),
         "best": score(Score(record.best, record.unpruned.total)),
         "needed": score(Score(record.needed, record.unpruned.total)),
         "unpruned": score(record.unpruned),
@@ -63,6 +65,25 @@ def show(store: Store, name: str, *, task: int | None = None, replica: int | Non
         "started": record.started,
         "ended": record.ended,
     }
+
+
+def why(known: Known, record: CommitRecord, write: Callable[[str], str] = str) -> str:
+    """Why the winner won, in words.
+
+    Args:
+        write: Makes what is read of the name of a group.
+    """
+    sparsity = known.experiment.of(record.task).rule.sparsity
+    sparsest = f"the candidate with the {'fewest new units' if sparsity == 'units' else 'most weights left free'}"
+    most = _budget(known, record)
+    if most is None:
+        return sparsest
+    named = ", ".join(f"{count:,} of {write(group)}" for group, count in most.items())
+    limits = f"at most {named if len(most) <= MANY else f'{sum(most.values()):,} in {len(most)} groups'}"
+    if record.over_budget:
+        over = group_list([write(group) for group in record.over_budget])
+        return f"{sparsest}: above the floor none fits the budget (over in {over}; {limits})"
+    return f"the most accurate that fits the budget ({limits})"
 
 
 def _choose(known: Known, record: CommitRecord) -> Choice | None:

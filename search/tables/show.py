@@ -22,7 +22,7 @@ from search.tables.common import (
     unit_cells,
     unit_columns,
 )
-from search.text import MANY, clock, duration, group_list, members, number, percent, plural, size, theta
+from search.text import clock, duration, members, number, percent, plural, size, theta
 
 __all__ = ["show"]
 
@@ -83,8 +83,7 @@ def _facts(report: Mapping[str, Any]) -> Table:
         "best accuracy": f"{score(report['best'])}, unpruned, over the whole grid",
         "cut line": f"{score(report['needed'])}, at a {_limit(report)} of {number(report['margin'])} %",
         "candidates": f"{len(candidates)} of {plural(len(report['trials']), 'cell')} reach it unpruned",
-        **({} if report["budget"] is None else {"budget": _budget(report)}),
-        "winner": f"cell {report['cell']}, {_why(report)}",
+        "winner": f"cell {report['cell']}, {report['why']}",
         "α": alpha,
         "learning rate": number(report["learning_rate"]),
         "θ (× layer's mean activity)" if by_layer else "θ": theta(report["theta"]) + _which_round(report),
@@ -114,25 +113,6 @@ def _validation(report: Mapping[str, Any]) -> str:
 
 def _limit(report: Mapping[str, Any]) -> str:
     return "margin" if report["budget"] is None else "floor"
-
-
-def _budget(report: Mapping[str, Any]) -> str:
-    """What each group could claim at most; of many groups their sum."""
-    most = report["budget"]
-    named = ", ".join(f"{count:,} of {group}" for group, count in most.items())
-    text = named if len(most) <= MANY else f"{sum(most.values()):,} in {len(most)} groups"
-    return f"at most {text}"
-
-
-def _why(report: Mapping[str, Any]) -> str:
-    """Why the winner won."""
-    sparsest = "fewest new units" if report["sparsity"] == "units" else "most weights left free"
-    if report["over_budget"]:
-        over = group_list(report["over_budget"])
-        return f"the candidate with the {sparsest}: above the floor none fits the budget (over in {over})"
-    if report["budget"] is not None:
-        return "the most accurate that fits the budget"
-    return f"the candidate with the {sparsest}"
 
 
 def _trials(report: Mapping[str, Any]) -> Table:

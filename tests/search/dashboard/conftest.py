@@ -67,21 +67,21 @@ def empty(sqlite_url: str, tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture(scope="session")
 def _learnt(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("learnt") / "store.db"
+    path = tmp_path_factory.mktemp("learnt") / "learnt.db"
     shutil.copy(sqlite_template, path)
     with open_store(f"sqlite:///{path}") as store:
         _learn(store)
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
-    return path
+    return path.parent
 
 
 @pytest.fixture
 def learnt(_learnt: Path, tmp_path: Path) -> Iterator[Store]:
-    """A SQLite file with the run."""
-    shutil.copy(_learnt, tmp_path / "learnt.db")
-    with open_store(f"sqlite:///{tmp_path / 'learnt.db'}", str(tmp_path / "artifacts")) as store:
+    """A SQLite file with the run, and its folder beside it."""
+    shutil.copytree(_learnt, tmp_path, dirs_exist_ok=True)
+    with open_store(f"sqlite:///{tmp_path / 'learnt.db'}") as store:
         yield store
 
 

@@ -237,9 +237,32 @@ def test_who_is_in_a_hurry_leaves_them_to_the_next_attempt(learnt: Store, made: 
     ("changes", "words"),
     [
         ({"fine_tuning": {"rounds": 2}}, ("winner, pruned |", "fine-tuning")),
-        ({"rule": {"kind": "budget", "tasks": 4, "floor": 5.0}}, ("floor", "of the budget rule")),
-        ({"model": {"hidden": [40] * 9}}, ("| 9 groups |",)),
-        ({"replicas": 2}, ("replica 1 of 2, task 1 of 2", "--task 1 --replica 1`")),
+        (
+            {"rule": {"kind": "budget", "tasks": 2, "floor": 5.0}},
+            (
+                "| floor | 93.60 %",
+                "of the budget rule",
+                "the winner is the most accurate that fits the budget (at most 4 of `hidden1`, 4 of `hidden2`).",
+            ),
+        ),
+        (
+            {"rule": {"kind": "budget", "tasks": 99, "floor": 5.0}},
+            (
+                "fewest new units: above the floor none fits the budget (over in `hidden2`; at most 4 of `hidden1`, 0 of",
+            ),
+        ),
+        (
+            {"model": {"hidden": [40] * 9}, "rule": {"sparsity": "weights"}},
+            ("| 9 groups |", "the winner is the candidate with the most weights left free."),
+        ),
+        (
+            {"replicas": 2},
+            (
+                "replica 1 of 2, task 1 of 2",
+                "--task 1 --replica 1`",
+                "the winner is the candidate with the fewest new units.",
+            ),
+        ),
     ],
 )
 def test_a_note_says_what_is_special(empty: Store, learn: Any, changes: dict[str, Any], words: tuple[str, ...]) -> None:
