@@ -368,7 +368,7 @@ class Writer:
             for name in studies:
                 self._studies.delete(name, self._lease.check)
             artifacts = self.artifacts.discard()
-            rows = self._write(lambda connection: delete_rows(connection, self._run))
+            rows = self._delete_rows()
             self._released = True
             self._lease.stop()
             self.close()
@@ -377,6 +377,21 @@ class Writer:
     def close(self) -> None:
         """Close every idle connection of its own; nothing is written."""
         self._studies.close()
+
+    def _delete_rows(self) -> int:
+        """With the lease's row, so that a second try, after an answer that was lost, finds none to check."""
+        rows = 0
+
+        def attempt() -> None:
+            nonlocal rows
+            with self._database.engine.begin() as connection:
+                if rows and connection.execute(select(Runs.id).where(Runs.id == self._run)).first() is None:
+                    return
+                self._lease.check(connection)
+                rows = delete_rows(connection, self._run)
+
+        self._database.retry(attempt)
+        return rows
 
     def _write(self, work: Callable[[Connection], Result]) -> Result:
         def attempt() -> Result:

@@ -13,6 +13,14 @@ from search.worker.settings import WorkerSettings
 
 __all__ = ["configure", "device_name", "gpu_bytes", "no_memory", "release", "versions", "worker_name"]
 
+_NO_MEMORY = (
+    "can't allocate memory",  # on a CPU
+    "CUDA error: out of memory",  # the driver's: contexts of several processes are no part of torch's count
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What torch says where it raises no type of its own."""
+
 
 def configure(settings: WorkerSettings) -> None:
     """Make torch give the same bits for the same job: a set number of threads, deterministic kernels, full float32.
@@ -57,8 +65,7 @@ def gpu_bytes() -> int:
 
 def no_memory(error: RuntimeError | MemoryError) -> bool:
     """Whether what was raised says that memory is wanting."""
-    # On a CPU torch raises no type of its own.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def release(device: str) -> None:

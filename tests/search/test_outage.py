@@ -326,7 +326,8 @@ def write_all(store: Store, make: Any) -> Any:
     row = store.run("run")
     assert row is not None
     attempts = [(attempt.outcome, attempt.notes) for attempt in store.attempts("run")]
-    return store.history("run"), jobs, trials, attempts, row.state, store.holder("run"), len(store.runs())
+    found = store.history("run"), jobs, trials, attempts, row.state, store.holder("run"), len(store.runs())
+    return *found, store.delete("run"), len(store.runs())
 
 
 def test_writes_whose_answers_are_lost_are_written_once(

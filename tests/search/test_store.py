@@ -200,7 +200,8 @@ def test_a_commit_of_unknown_outcome_is_looked_up(
     monkeypatch.setattr(store.database, "pause", lambda _: True)
     writer = store.take("run", **make.take)
     for engine in (store.database.engine, writer._studies._storage.engine):
-        _lose(engine.dialect, monkeypatch, lost)
+        chance = random.Random(7)
+        _lose(engine.dialect, monkeypatch, lost, lambda chance=chance: chance.random() < 0.25)  # type: ignore[misc]
     _whole_run(writer, make)
     monkeypatch.undo()
     assert _counts(store) == expected
@@ -208,12 +209,32 @@ def test_a_commit_of_unknown_outcome_is_looked_up(
     assert [attempt.notes for attempt in store.attempts("run")] == [("said once",)]
 
 
-def _lose(dialect: Any, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+@pytest.mark.parametrize("lost", ["answer", "write"])
+def test_a_deletion_of_unknown_outcome_is_looked_up(
+    store: Store, make: Any, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """The last write takes the lease with it: that it is gone then is no other driver's doing."""
+    with store.take("run", **make.take) as writer:
+        writer.open_task(make.opening())
+    monkeypatch.setattr(store.database, "pause", lambda _: True)
+    delete_rows = search.writer.delete_rows
+    failures = iter([True])
+
+    def delete(*given: Any) -> int:
+        _lose(store.database.engine.dialect, monkeypatch, lost, lambda: next(failures, False))
+        return delete_rows(*given)
+
+    monkeypatch.setattr(search.writer, "delete_rows", delete)
+    assert store.delete("run") == Deleted(studies=1, rows=3, artifacts=0)
+    monkeypatch.undo()
+    assert store.runs() == []
+
+
+def _lose(dialect: Any, monkeypatch: pytest.MonkeyPatch, lost: str, fail: Callable[[], bool]) -> None:
     commit = dialect.do_commit
-    chance = random.Random(7)
 
     def losing(connection: Any) -> None:
-        fails = chance.random() < 0.25
+        fails = fail()
         if not fails or lost == "answer":
             commit(connection)
         if fails:

@@ -33,6 +33,7 @@ from search.memory import MemoryBook
 from search.records import CellRecord, CommitJob, Committed, Job, JobResult, MeasureJob, Progress, StackJob
 from search.run import Run
 from search.worker import WorkerSettings, perform
+from search.worker.process import no_memory
 
 HEADS = ("single", "multi")
 
@@ -734,6 +735,20 @@ def test_a_stack_that_finds_no_memory_is_split_and_the_run_goes_on(tmp_path: Pat
     assert sorted(cell for stack in found["stacks"] for cell in stack) == whole
     assert max(map(len, found["stacks"])) <= 4
     assert found["losses"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_what_says_that_memory_is_wanting(text: str, expected: bool) -> None:
+    """Where several processes share a GPU it need not be torch's own allocator that finds none."""
+    assert no_memory(RuntimeError(text)) == expected
 
 
 @pytest.mark.slow
