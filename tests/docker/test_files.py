@@ -2,12 +2,16 @@
 Nothing is built or started."""
 
 import copy
+import functools
 import json
+import os
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -94,6 +98,8 @@ def requirements(tmp_path: Path) -> Callable[..., tuple[str, str]]:
 
 
 def test_a_cpu_image_takes_torch_for_the_cpu_or_nothing(requirements: Callable[..., tuple[str, str]]) -> None:
+    (more,) = re.findall(r"EXTRAS=([\w,]+)`", (DOCKER / "README.md").read_text())
+    assert "onnx" in requirements("cpu", more)[0]
     wanted, pins = requirements("cpu", "cluster,postgres,s3")
     assert f"torch=={pinned('torch')}+cpu\n" in pins
     assert {"ray[default]>=2.60,<3", "psycopg[binary]>=3.2", "boto3>=1.40"} <= set(wanted.splitlines())
@@ -252,14 +258,45 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines]
 
 
-def test_from_nothing_to_a_submitted_run_in_five_commands() -> None:
+def test_from_nothing_to_a_submitted_run_in_five_commands(read_compose: Read, tmp_path: Path) -> None:
+    """In this order: Compose fills in the whole file for every command, and the secrets are nobody else's to read."""
     block, *_ = re.findall(r"(?ms)^```sh\n(.*?)^```$", (DOCKER / "README.md").read_text())
-    build, secrets, up, submit, look = block.splitlines()
+    secrets, *composed = block.replace("\\\n", " ").splitlines()
+    (tmp_path / "docker").mkdir()
+    (tmp_path / "openssl").write_text("#!/bin/sh\necho $3 from openssl\n")
+    (tmp_path / "openssl").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(["sh", "-c", f"umask 022; {secrets}"], cwd=tmp_path, env={"PATH": path}, check=True)
+    written = tmp_path / "docker" / ".env"
+    assert stat.S_IMODE(written.stat().st_mode) == 0o600
+    given = dict(line.split("=") for line in written.read_text().splitlines())
+    assert given == {"POSTGRES_PASSWORD": "24 from openssl", "RAY_AUTH_TOKEN": "32 from openssl"}
+    read_compose("compose.yaml", given)
+    build, up, submit, look = composed
     assert build.endswith(" build")
-    assert all(each in secrets for each in ("POSTGRES_PASSWORD", "RAY_AUTH_TOKEN", "openssl rand", "> docker/.env"))
     assert " up -d --wait " in up
     assert " clnp-search submit quickstart" in submit
     assert " clnp-search logs quickstart --follow" in look
+
+
+def test_tensors_are_put_back_by_a_user_who_does_not_own_their_folder() -> None:
+    """As in a container, where the volume's folder is root's."""
+    save, restore = (
+        words[words.index("head") + 1 :] for words in commands() if "-T" in words and "artifacts.tar" in words
+    )
+    place = Path(tempfile.mkdtemp(dir="/tmp"))
+    user = 10001 if os.geteuid() == 0 else None
+    try:
+        place.chmod(0o1777)
+        run = functools.partial(subprocess.run, user=user, check=True, capture_output=True)
+        run(["sh", "-c", f"mkdir -p {place}/run-1 && echo tensors > {place}/run-1/x"])
+        here = [[word.replace("/artifacts", str(place)) for word in words[:-2]] for words in (save, restore)]
+        saved = run(here[0]).stdout
+        run(["rm", "-r", place / "run-1"])
+        run(here[1], input=saved)
+        assert (place / "run-1" / "x").read_text() == "tensors\n"
+    finally:
+        shutil.rmtree(place)
 
 
 def test_commands_in_the_readme_are_understood() -> None:

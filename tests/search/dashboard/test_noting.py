@@ -247,9 +247,7 @@ def test_who_is_in_a_hurry_leaves_them_to_the_next_attempt(learnt: Store, made: 
         ),
         (
             {"rule": {"kind": "budget", "tasks": 99, "floor": 5.0}},
-            (
-                "fewest new units: above the floor none fits the budget (over in `hidden2`; at most 4 of `hidden1`, 0 of",
-            ),
+            ("above the floor none fits the budget (over in `hidden2`; at most 4 of `hidden1`, 0 of `hidden2`)",),
         ),
         (
             {"model": {"hidden": [40] * 9}, "rule": {"sparsity": "weights"}},
