@@ -2,8 +2,10 @@
 
 import itertools
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from search.building import forget
 from search.cli import main
 from search.options import read_options
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -72,6 +75,16 @@ def test_every_command_in_the_table_exists() -> None:
             .split()
         )
         assert read_options(words).command == words[0]
+
+
+def test_the_commands_for_a_cluster_are_understood() -> None:
+    (block,) = (block for block in blocks("sh") if "ray start" in block)
+    (extras,) = re.findall(r"'\.\[(.*)\]'", block)
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(extras.split(",")) <= known.keys()
+    words = [shlex.split(line, comments=True) for line in block.splitlines()]
+    typed = [read_options(line[1:]).command for line in words if line[0] == "clnp-search"]
+    assert typed == ["submit", "logs"]
 
 
 def test_the_experiment_file_is_accepted(tmp_path: Path) -> None:
