@@ -57,8 +57,8 @@ _RUN = """
 Learn the tasks of an experiment, one after another. A run of the same name continues where it was; a finished one
 prints its table. Workers, retries, locations and grow may change in between, replicas and tasks may grow; anything else
 is refused and needs another --name, with --from where tasks are to be kept. Functions of your own (module:function) are
-looked for in the folder of the experiment file, then in the current one. A database or store that is away, at the start
-too, is waited for, 10 minutes at most. Ctrl-C gives running jobs back and says how to
+looked for in the folder of the experiment file, then in the current one. A database that is away, at the start too, and
+a store of tensors are waited for, 10 minutes at most. Ctrl-C gives running jobs back and says how to
 continue; a second one leaves at once. At the end: the winner of every task, and every task's test accuracy measured
 again after each commit.
 
