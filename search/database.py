@@ -72,7 +72,6 @@ _POSTGRES_LACKING = {"42501", "3F000"}  # INSUFFICIENT PRIVILEGE, and INVALID SC
 # What is said of a server that is away, or that is there and will soon take connections. Whatever else a first
 # connection ends with, time does not mend it.
 _AWAY = (
-    "refused",
     "timeout expired",
     "timed out",
     "No route to host",
@@ -246,9 +245,10 @@ class Database:
                     cause = _cause(error)
                     if not _passes(cause):
                         raise self._translate(cause) or error from None
-                    self._go_on_failing(cause, time.monotonic() - began, failing)
+                    waited = time.monotonic() - began
+                    self._go_on_failing(cause, waited, failing)
                     failing = True
-                    self.pause(pause)
+                    self.pause(min(pause, self._patience - waited))
                     pause = min(2 * pause, longest)
                 else:
                     self._given_up = False

@@ -297,7 +297,7 @@ class Artifacts:
                     raise
                 if waited > 1:
                     self._tell(error)
-                if not self._pause(pause):
+                if not self._pause(min(pause, self._patience - waited)):
                     raise
                 pause = min(2 * pause, 5.0)
             else:
