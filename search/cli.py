@@ -457,7 +457,7 @@ def _existing(options: argparse.Namespace) -> "Store | None":
 
     if _is_new(options):
         return None
-    database = Database(_url(options), create=False)
+    database = Database(_url(options), create=False, patience=_SHORT, on_outage=_note)
     return Store(database) if has_tables(database) else None
 
 
