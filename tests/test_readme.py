@@ -82,7 +82,7 @@ def test_the_commands_for_a_cluster_are_understood() -> None:
     (extras,) = re.findall(r"'\.\[(.*)\]'", block)
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(extras.split(",")) <= known.keys()
-    words = [shlex.split(line, comments=True) for line in block.splitlines()]
+    words = [shlex.split(line, comments=True) for line in block.replace("\\\n", "").splitlines()]
     typed = [read_options(line[1:]).command for line in words if line[0] == "clnp-search"]
     assert typed == ["submit", "logs"]
 
