@@ -33,6 +33,10 @@ _WATCH = 4
 _POLL = 0.1
 """Seconds between two looks."""
 
+_END = 5.0
+"""Seconds that the thread which renews may take to end: a try to connect lasts 4. One that outlives its database's
+close would leave it a connection that nobody closes."""
+
 Standing: TypeAlias = Literal["alive", "dead", "unknown"]
 
 _INSTEAD = "end it first, or give this run another --name"
@@ -200,10 +204,12 @@ class Lease:
         """Renew it no longer."""
         self._released.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(timeout=1.0)
+            self._thread.join(timeout=_END)
 
     def _renew(self) -> None:
         def renew() -> None:
+            if self._released.is_set():
+                return
             with self._database.engine.begin() as connection:
                 if not self._released.is_set():
                     self.check(connection)

@@ -246,7 +246,6 @@ class Store:
             self._prepare(name, location)
             mine = self.open_artifacts(location, prepared=True)
             writer = Writer(self.database, lease, run_id, name, mine, layers=layers)
-            undo.callback(writer.close)
             writer.begin(versions, artifacts=self._relative(parent(location)))
             if lease.taken_over:
                 writer.note(lease.taken_over)
@@ -431,9 +430,13 @@ def open_store(
         BadInput: The database cannot be used, is of another schema, or, without ``create``, is not there.
     """
     database = Database(url, create=create, patience=patience, on_outage=on_outage)
-    if not has_tables(database) and not create:
-        raise BadInput(f"{database.url} holds no runs of clnp-search; `clnp-search run` makes the tables")
-    return Store(database, artifacts, lease=lease, patience=patience)
+    with ExitStack() as undo:
+        undo.callback(database.close)
+        if not has_tables(database) and not create:
+            raise BadInput(f"{database.url} holds no runs of clnp-search; `clnp-search run` makes the tables")
+        store = Store(database, artifacts, lease=lease, patience=patience)
+        undo.pop_all()
+    return store
 
 
 def _id(connection: Connection, name: str) -> int | None:

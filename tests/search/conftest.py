@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import NullPool, create_engine
 
 from clnp.forgetting import Point
 from clnp.usage import GroupUse, LayerUse, Usage
@@ -55,11 +55,11 @@ class Postgres:
         self.run("pg_ctl", "-D", str(self.data), "-w", "-m", "immediate", "stop")
 
     def execute(self, *statements: str) -> None:
-        engine = create_engine(self.url("postgres"), isolation_level="AUTOCOMMIT")
+        # None is kept: a statement that fails leaves no connection either.
+        engine = create_engine(self.url("postgres"), isolation_level="AUTOCOMMIT", poolclass=NullPool)
         with engine.connect() as connection:
             for statement in statements:
                 connection.exec_driver_sql(statement)
-        engine.dispose()
 
 
 def _programs() -> Path | None:
@@ -99,10 +99,9 @@ def postgres() -> Iterator[Postgres]:
 
 
 def _make_tables(url: str) -> None:
-    store = open_store(url)
-    create_tables(store.database)
-    store.database.rdb_storage().engine.dispose()
-    store.close()
+    with open_store(url) as store:
+        create_tables(store.database)
+        store.database.rdb_storage().engine.dispose()
 
 
 @pytest.fixture(scope="session")

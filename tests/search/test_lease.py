@@ -102,12 +102,11 @@ def test_of_processes_that_race_one_wins(
     for process in children:
         _say(process)
     assert sorted(map(_hear, children)) == ["held", "won"]
-    store = open_store(storage_url, create=False)
-    holder = store.holder("run")
+    with open_store(storage_url, create=False) as store:
+        holder = store.holder("run")
     assert holder is not None
     assert holder.live
     assert holder.pid in [process.pid for process in children]
-    store.close()
 
 
 def test_a_killed_process_is_taken_over_at_once(

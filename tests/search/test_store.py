@@ -1,18 +1,21 @@
 """The store and its writer: what a run is continued from. Promise 3: the database is the only truth."""
 
+import gc
 import hashlib
 import json
 import os
 import random
 import signal
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
+import psycopg
 import pytest
 from sqlalchemy import event, func, select, text, update
 
@@ -246,8 +249,7 @@ def _lose(dialect: Any, monkeypatch: pytest.MonkeyPatch, lost: str, fail: Callab
 def test_a_connection_cut_by_the_server_goes_unnoticed(
     postgres: Any, postgres_url: str, make: Any, tmp_path: Path
 ) -> None:
-    store = open_store(postgres_url, str(tmp_path))
-    with store.take("run", **make.take) as writer:
+    with open_store(postgres_url, str(tmp_path)) as store, store.take("run", **make.take) as writer:
         writer.open_task(make.opening())
         for index in range(2):
             postgres.execute(
@@ -256,7 +258,34 @@ def test_a_connection_cut_by_the_server_goes_unnoticed(
             )
             writer.add_cell(0, 0, make.record(index))
         assert len(_trials(writer)) == 2
-    store.close()
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """What is left is left."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("step", ["open", "delete"])
+def test_what_fails_leaves_no_connection(
+    postgres: Any, postgres_url: str, tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Who tries again would else hold more of the server's few with each try."""
+    with open_store(postgres_url, str(tmp_path)) as store:
+        with store.take("run", **make.take) as writer:
+            writer.open_task(make.opening())
+        monkeypatch.setattr("search.store.has_tables" if step == "open" else "search.writer.delete_rows", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            open_store(postgres_url) if step == "open" else store.delete("run")
+    count = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{postgres_url.rpartition('/')[2]}'"
+    until = time.monotonic() + 5
+    with psycopg.connect(postgres.url("postgres").replace("+psycopg", ""), autocommit=True) as connection:
+        while connection.execute(count).fetchone() != (0,):
+            assert time.monotonic() < until
+            time.sleep(0.02)
 
 
 KILLED = """
