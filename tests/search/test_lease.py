@@ -408,6 +408,21 @@ def test_waiting_ends_when_nobody_wants_to_wait(make_store: Callable[..., Store]
     writer.release("done")
 
 
+def test_one_that_is_renewed_after_a_look_is_not_taken(store: Store, make: Any) -> None:
+    """Promise 6: what was seen of it must still stand."""
+    with store.take("run", **make.take) as writer:
+        writer._lease.stop()
+        _move(store, host="elsewhere")
+        watch = store.watch("run")
+        assert watch is not None
+        writer.note("there")
+        assert not search.lease._seize(store.database, watch.run_id, watch.seen, "another", 30)
+        writer.note("still there")
+        watch = store.watch("run")
+        assert watch is not None
+        assert search.lease._seize(store.database, watch.run_id, watch.seen, "another", 30)
+
+
 def test_the_thread_renews_it(make_store: Callable[..., Store], make: Any) -> None:
     store = make_store(lease=0.6)
     writer = store.take("run", **make.take)
@@ -461,6 +476,7 @@ def test_optuna_writes_stand_or_fall_with_the_lease(store: Store, make: Any) -> 
         studies.open("run/replica-0/task-01", writer._lease.check)
     assert study.trials == []
     assert [summary.study_name for summary in studies._storage.get_all_studies()] == ["run/replica-0/task-00"]
+    writer.release("late")
 
 
 def test_a_process_is_known_by_its_start(child: Callable[..., subprocess.Popen[str]]) -> None:

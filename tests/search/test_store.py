@@ -24,6 +24,7 @@ from search.book import Book
 from search.book import History as BookHistory
 from search.errors import BadInput, Damage, LeaseLost, Unavailable
 from search.ledger import Cells, Openings, Table
+from search.names import artifact_file
 from search.records import dump
 from search.store import Deleted, History, Loss, Store, open_store
 from search.writer import Writer
@@ -189,6 +190,22 @@ def _counts(store: Store) -> dict[str, int]:
     tables = [*Table.metadata.tables, "studies", "trials", "trial_user_attributes", "trial_values"]
     with store.database.engine.connect() as connection:
         return {table: int(connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()) for table in tables}
+
+
+def test_an_attempt_that_begins_again_is_the_same(store: Store, make: Any) -> None:
+    """As after an answer that was lost: it is not one of those that died."""
+    with store.take("run", **make.take) as writer:
+        writer.begin({}, artifacts=store.place("run"))
+        (attempt,) = store.attempts("run")
+        assert (attempt.ended, attempt.outcome) == (None, None)
+
+
+def test_what_killed_workers_left_half_written_goes_with_the_next_start(store: Store, make: Any) -> None:
+    with store.take("run", **make.take) as writer:
+        writer.artifacts.vault.write(f".{artifact_file('0' * 64)}.{'1' * 32}.tmp", b"half")
+        assert len(writer.artifacts.half_written()) == 1
+    with store.take("run", **make.take) as writer:
+        assert writer.artifacts.half_written() == {}
 
 
 @pytest.mark.parametrize("lost", ["answer", "write"])
