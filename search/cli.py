@@ -285,6 +285,10 @@ def _delete(options: argparse.Namespace) -> int:
     with _store(options, create=False) as store:
         row = find_row(store, name)
         if options.yes is None:
+            if store.is_away(row):
+                _note(
+                    f"{row.artifacts} is not there: if it is on a share that is away, its tensors stay there for good."
+                )
             _note(f"This removes run {name} for good: its studies, its rows and the tensors in {row.artifacts}.")
             print("Type the run's name to go on: ", end="", file=sys.stderr, flush=True)
         typed = sys.stdin.readline().strip() if options.yes is None else options.yes
@@ -458,7 +462,10 @@ def _existing(options: argparse.Namespace) -> "Store | None":
     if _is_new(options):
         return None
     database = Database(_url(options), create=False, patience=_SHORT, on_outage=_note)
-    return Store(database) if has_tables(database) else None
+    if has_tables(database):
+        return Store(database)
+    database.close()
+    return None
 
 
 def _is_new(options: argparse.Namespace) -> bool:

@@ -126,6 +126,7 @@ class Database:
         on_outage: Callable[[str], None] | None = None,
     ) -> None:
         self._address, secrets = read_url(url)
+        self._storages: list[RDBStorage] = []
         self.dialect: Literal["sqlite", "postgresql"] = _dialect(self._address)
         # As people write it: the one driver of SQLite need not be named.
         self.url = self._address.render_as_string(hide_password=True).replace("sqlite+pysqlite:", "sqlite:", 1)
@@ -217,6 +218,7 @@ class Database:
         self._prepare_connections(storage.engine)
         storage.remove_session()
         storage.engine.dispose()  # what it opened so far was opened without that
+        self._storages.append(storage)
         return storage
 
     def retry(self, work: Callable[[], Result], *, longest: float = _LONGEST_PAUSE) -> Result:
@@ -314,7 +316,10 @@ class Database:
         return line
 
     def close(self) -> None:
-        """Close every idle connection."""
+        """Close every idle connection, those of Optuna's storages too."""
+        for storage in self._storages:
+            storage.remove_session()
+            storage.engine.dispose()
         self.engine.dispose()
 
     def _translate(self, error: BaseException) -> SearchError | None:

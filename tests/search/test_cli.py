@@ -243,6 +243,14 @@ def test_delete_asks_for_the_name(finished, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_delete_says_that_the_tensors_may_be_on_a_share_that_is_away(finished, tmp_path, monkeypatch, capsys):
+    delete = ["delete", "small", "--storage", copied(finished, tmp_path)]
+    (tmp_path / "clnp-search-artifacts").rename(tmp_path / "away")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert main(delete) == 2
+    assert "is not there; if it is on a share that is away, its tensors stay there." in capsys.readouterr().err
+
+
 # Sequences of images
 
 
