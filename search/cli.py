@@ -286,9 +286,7 @@ def _delete(options: argparse.Namespace) -> int:
         row = find_row(store, name)
         if options.yes is None:
             if store.is_away(row):
-                _note(
-                    f"{row.artifacts} is not there: if it is on a share that is away, its tensors stay there for good."
-                )
+                _note(f"{row.artifacts} is not there; if it is on a share that is away, its tensors stay there.")
             _note(f"This removes run {name} for good: its studies, its rows and the tensors in {row.artifacts}.")
             print("Type the run's name to go on: ", end="", file=sys.stderr, flush=True)
         typed = sys.stdin.readline().strip() if options.yes is None else options.yes
