@@ -65,6 +65,7 @@ def test_copies_are_whole_runs(store):
     assert (copied.openings, copied.cells, copied.commits) == (recorded.openings, recorded.cells, recorded.commits)
     assert len(partly.commits) == SCALE.CUT
     assert {place: len(cells) for place, cells in partly.cells.items()}[0, SCALE.CUT] == 2
+    Path(store.run("run-3").artifacts).mkdir(parents=True)  # its rows name tensors
     with store.take("run-3", experiment_json={}, data="d" * 64, versions={}) as writer:
         writer.add_cell(0, SCALE.CUT, recorded.cells[0, SCALE.CUT][2])
     assert set(store.history("run-3").cells[0, SCALE.CUT]) == {0, 1, 2}
