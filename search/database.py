@@ -34,7 +34,9 @@ _SHOWN = frozenset(
         *("application_name", "channel_binding", "client_encoding", "connect_timeout", "gssencmode", "host"),
         *("hostaddr", "keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval", "passfile", "port"),
         *("load_balance_hosts", "require_auth", "service", "sslcert", "sslcrl", "sslkey", "sslmode", "sslrootcert"),
-        *("ssl_min_protocol_version", "target_session_attrs", "tcp_user_timeout", "timeout"),
+        *("ssl_min_protocol_version", "target_session_attrs", "tcp_user_timeout", "timeout", "user", "dbname"),
+        *("sslsni", "sslcompression", "sslcrldir", "sslnegotiation", "sslcertmode", "ssl_max_protocol_version"),
+        *("fallback_application_name", "krbsrvname", "requirepeer", "options", "gsslib", "gssdelegation"),
     }
 )
 """The options of a URL's query part whose values anybody may see. Any other may be a password, a misspelt one too."""
@@ -381,7 +383,7 @@ class Database:
                 # A host of several addresses: what the last one said is said first.
                 said = str(error.orig).partition("Multiple connection attempts failed")[0]
                 if self.dialect == "postgresql" and not any(words in said for words in _AWAY):
-                    raise BadInput(self._refused(self.redact(error))) from None
+                    raise BadInput(self._refused(said, self.redact(error))) from None
                 raise
 
         try:
@@ -389,15 +391,16 @@ class Database:
         except Damage as error:
             raise BadInput(str(error)) from None
 
-    def _refused(self, text: str) -> str:
-        if "no password supplied" in text:
+    def _refused(self, said: str, text: str) -> str:
+        """What is wrong by what the server or the driver ``said``, which ``text`` shows."""
+        if "no password supplied" in said:
             where = f"it stands in the URL, or in the variable {PASSWORD_VARIABLE}"
             return f"{self.url} refuses the user or the password: no password supplied; {where}"
-        if "authentication failed" in text:
+        if "authentication failed" in said:
             return f"{self.url} refuses the user or the password: {text}"
-        if f'database "{self.redact(self._address.database)}" does not exist' in text:
+        if f'database "{self._address.database}" does not exist' in said:
             return f"{self.url}: there is no such database; make it with: createdb {self._address.database}"
-        if "failed to resolve host" in text:
+        if "failed to resolve host" in said:
             return f"{self.url} cannot be reached: {text}; is the host's name right?"
         return f"{self.url} cannot be used: {text}; check the URL, its options after the '?' too"
 
@@ -413,9 +416,10 @@ def read_url(text: str) -> tuple[URL, dict[str, str]]:
         url = make_url(text)
     except (ArgumentError, ValueError):
         raise BadInput(f"{_masked(text)!r} is not a database URL; {_SUPPORTED}") from None
-    if url.get_backend_name() != "sqlite" and text.count("@") > 1:
+    head, _, query = text.partition("://")[2].partition("?")
+    if url.get_backend_name() != "sqlite" and ("@" in query or head.partition(":")[2].count("@") > 1):
         # The first one ends the password, and what is left of it would be host, port or database.
-        raise BadInput(f"{_masked(text)!r} is not a database URL: write an '@' in a password as %40")
+        raise BadInput(f"{_masked(text)!r} is not a database URL: write an '@' in a password or an option as %40")
     if url.drivername in ("postgres", "postgresql"):
         url = url.set(drivername="postgresql+psycopg")
     if url.drivername == "sqlite":

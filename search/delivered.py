@@ -79,7 +79,9 @@ def holds(parcel: Parcel, data_dir: str | None) -> bool:
     """Whether this node has what the parcel has: where its data sets lie, or brought before."""
     from clnp.tasks import vision
 
-    return _is_whole(_place(parcel.name), parcel) or _has_files(vision.data_folder(data_dir), parcel)
+    place = _place(parcel.name)
+    # What was brought is what is found; see find.
+    return _is_whole(place, parcel) if place.is_dir() else _has_files(vision.data_folder(data_dir), parcel)
 
 
 def unpack(parcel: Parcel, given: Iterable[bytes]) -> bool:

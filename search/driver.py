@@ -246,6 +246,7 @@ class _Attempt:
         modules = tuple(kind.partition(":")[0] for kind in functions)
         return Needs(
             self.store.place(self.name),
+            prepared=self.store.keeps_tensors(self.name),
             datasets=self.experiment.tasks.datasets,
             data_dir=self.data_dir,
             modules=modules,

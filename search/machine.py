@@ -53,11 +53,13 @@ class Needs:
 
     Attributes:
         artifacts: Where artifacts lie or will lie: every node must see the same there.
+        prepared: Whether some of the run's lie there already.
         datasets: Those that tasks are made from: they lie in ``data_dir``, or are brought there.
         modules: Of a person's own functions, which are looked for in the folders ``code``.
     """
 
     artifacts: str
+    prepared: bool = False
     datasets: tuple[str, ...] = ()
     data_dir: str | None = None
     modules: tuple[str, ...] = ()

@@ -314,7 +314,7 @@ class Store:
         Raises:
             Unavailable: The place cannot be read.
         """
-        return not self.open_artifacts(row.artifacts).exists() and self._keeps_tensors(row.name)
+        return not self.open_artifacts(row.artifacts).exists() and self.keeps_tensors(row.name)
 
     def look(self, work: Callable[[Connection], Result]) -> Result:
         """What ``work`` reads of Optuna's tables, tried again while the database is away. It writes nothing.
@@ -378,7 +378,8 @@ class Store:
         beside = os.path.commonpath([place, self._home]) == self._home
         return os.path.relpath(place, self._home) if beside else place
 
-    def _keeps_tensors(self, name: str) -> bool:
+    def keeps_tensors(self, name: str) -> bool:
+        """Whether rows of the run of that name, if there is one, name tensors that are kept."""
         return any(not each.dropped for each in self.tensors(name))
 
     def _prepare(self, name: str, location: str) -> None:
@@ -387,7 +388,7 @@ class Store:
         Raises:
             BadInput, Unavailable: It cannot.
         """
-        kept = self._keeps_tensors(name)
+        kept = self.keeps_tensors(name)
         artifacts = self.open_artifacts(location, prepared=kept)
         if kept:
             artifacts.list()  # waits for a share that is away, beneath which prepare would make another folder
@@ -398,7 +399,7 @@ class Store:
         location = join("", given, os.path.basename(row.artifacts))
         if row.artifacts in (location, given):
             return row.artifacts
-        there = self._keeps_tensors(row.name) or self.open_artifacts(row.artifacts).list()
+        there = self.keeps_tensors(row.name) or self.open_artifacts(row.artifacts).list()
         if there and not self.open_artifacts(location).exists():
             what = "copy" if is_bucket(row.artifacts) or is_bucket(location) else "move"
             raise BadInput(

@@ -18,16 +18,19 @@ _PATIENCE = 5.0
 """Seconds for which what may pass by itself is tried again: the other nodes wait meanwhile."""
 
 
-def leave(location: str) -> str:
+def leave(location: str, *, prepared: bool = False) -> str:
     """Write something that nobody can guess where artifacts are to lie, and return the token that names it.
 
     What probes left there that were killed is removed.
+
+    Args:
+        prepared: Artifacts lie there already: a folder that is not there is on a share that is away, and not made.
 
     Raises:
         BadInput: The location cannot be one, or cannot be written.
         Unavailable: It cannot be written now.
     """
-    artifacts = _open(location)
+    artifacts = _open(location, prepared=prepared)
     token = _write(artifacts)
     artifacts.tidy()
     return token

@@ -62,10 +62,11 @@ class _Problem:
 
 @dataclass(frozen=True, slots=True)
 class _Pause:
-    """When a node may be asked again, by the monotonic clock, and after how many seconds that is."""
+    """When a node may be asked again, by the monotonic clock, after how many seconds, and whether it is told why."""
 
     until: float
     seconds: float
+    told: bool = False
 
 
 class Nodes:
@@ -140,7 +141,7 @@ class Nodes:
             Unavailable: A node does not answer, or the place of the artifacts cannot be reached.
         """
         found = read_nodes()
-        token = leave(self._needs.artifacts)
+        token = leave(self._needs.artifacts, prepared=self._needs.prepared)
         for node in found:
             if self._fits(node):
                 self._ask(node, token)
@@ -229,7 +230,7 @@ class Nodes:
             early = each in self._pauses and time.monotonic() < self._pauses[each].until
             if not known and not early and self._fits(node):
                 try:
-                    tokens[each] = leave(self._needs.artifacts)
+                    tokens[each] = leave(self._needs.artifacts, prepared=True)
                 except SearchError:
                     self._put_off(each)
                     continue
@@ -257,19 +258,21 @@ class Nodes:
 
     def _leave_out(self, node: Node, problem: _Problem) -> None:
         """The run goes on without a node: for good, or until it is asked again. Of several tries the first is told."""
-        told = problem.passes and node.id in self._pauses
+        known = self._pauses.get(node.id)
+        told = problem.passes and known is not None and known.told
         if problem.passes:
-            self._put_off(node.id)
+            self._put_off(node.id, told=True)
         else:
             self._refused.add(node.id)
         if not told:
             again = " and asks it again" if problem.passes else ""
             self._note(f"{_grouped([(node.name, problem.why)])[0]}; the run goes on without it{again}")
 
-    def _put_off(self, node: str) -> None:
+    def _put_off(self, node: str, *, told: bool = False) -> None:
         known = self._pauses.get(node)
         seconds = _FIRST_PAUSE if known is None else min(2 * known.seconds, _LONGEST_PAUSE)
-        self._pauses[node] = _Pause(time.monotonic() + seconds, seconds)
+        told = told or (known is not None and known.told)
+        self._pauses[node] = _Pause(time.monotonic() + seconds, seconds, told)
 
     def _drop(self, lost: Sequence[str]) -> None:
         for each in lost:

@@ -32,8 +32,8 @@ _MANY = 10_000
 _POLL = 0.1
 """Seconds between looks at whether to stop or Tune has ended, while nothing happens."""
 
-_LAST = 2.0
-"""Seconds in which what came back before a stop is taken in: a driver has 5 from the signal to its end."""
+_LAST = 1.0
+"""Seconds in which what came back before a stop is taken in; a driver has 3 to do that and release its lease."""
 
 
 class Tune(LiveBackend):
@@ -96,8 +96,8 @@ class Tune(LiveBackend):
             left = self._carry(run, exchange, fit, self._pool)
         finally:
             exchange.over.set()
-        if left:
-            # Told to stop, or the lease is lost: nobody waits for what runs.
+        if left or self.stop.is_set():
+            # Told to stop, or the lease is lost: nobody waits for what runs, nor for Tune's own end.
             self.stop.set()
         else:
             fit.result()

@@ -82,7 +82,7 @@ def test_what_is_not_whole_any_more_is_brought_again(parcel: Parcel, tmp_path: P
     else:
         one.write_bytes(content[:-1] if kind == "cut" else bytes([content[0] ^ 1]) + content[1:])
     delivered._hashed.clear()  # another process, another day
-    assert not holds(parcel, str(tmp_path / "elsewhere"))
+    assert not holds(parcel, str(tmp_path / "data")), "a worker reads what was brought, not the node's own"
     assert unpack(parcel, pieces(parcel))
     assert find(parcel.name, None) == place
     assert one.read_bytes() == content

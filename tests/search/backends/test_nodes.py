@@ -118,7 +118,7 @@ def test_a_late_node_is_asked_again_where_its_reason_passes(
 ) -> None:
     """A store that answers one error is no reason to leave a node idle for weeks."""
 
-    def away(*_: object) -> None:
+    def away(*_: object, **__: object) -> None:
         raise Unavailable("artifacts cannot be read: SlowDown")
 
     def fails(_: str) -> Any:
@@ -127,16 +127,20 @@ def test_a_late_node_is_asked_again_where_its_reason_passes(
     now = time.monotonic()
     monkeypatch.setattr("search.backends.nodes.time.monotonic", lambda: now)
     with monkeypatch.context() as patch:
+        patch.setattr("search.backends.nodes.leave", away)
+        late(answering(nodes))
+    now += 5.1
+    with monkeypatch.context() as patch:
         patch.setattr("search.artifacts.probe.answer", away)
         late(answering(nodes))
     late(answering(nodes))
     assert len(nodes.asked) == 1, "it is left in peace for a while"
-    now += 5.1
+    now += 10.1
     late(fails)
-    now += 5.1
+    now += 10.1
     late(answering(nodes))
     assert (len(nodes.asked), nodes.usable) == (2, ()), "for longer each time"
-    now += 5.1
+    now += 10.1
     late(answering(nodes))
     assert nodes.usable == ("late",)
     assert nodes.said == [
