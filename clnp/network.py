@@ -218,9 +218,9 @@ class Network(nn.Module):
         Raises:
             UnsupportedNetwork: A layer cannot read what comes to it, or the result is not one logit a class.
         """
-        meta: dict[str, nn.Module] = {op.name: op.blank(torch.device("meta"), self.dtype) for op in self.layers}
-        meta |= {op.name: op.blank(op.units, torch.device("meta"), self.dtype) for op in self.norms}
-        x = torch.empty(2, *shape, dtype=self.dtype, device="meta")
+        # Not on the meta device, for whose sake torch imports its compiler: a second in every process.
+        place = torch.device("cpu")
+        x = torch.zeros(2, *shape, dtype=self.dtype, device=place)
 
         def apply(node: Node, inputs: Sequence[Tensor]) -> Tensor:
             try:
@@ -230,10 +230,13 @@ class Network(nn.Module):
                     raise RuntimeError(
                         f"it reads {'maps [channels, h, w]' if maps else 'features, so put a Flatten before it'}"
                     )
-                if isinstance(node.op, Layer | Norm):
-                    result: Tensor = meta[node.op.name](inputs[0])
-                    return result
-                return self._compute(node, inputs)
+                if isinstance(node.op, Layer):
+                    result: Tensor = node.op.blank(place, self.dtype)(inputs[0])
+                elif isinstance(node.op, Norm):
+                    result = node.op.blank(node.op.units, place, self.dtype)(inputs[0])
+                else:
+                    result = self._compute(node, inputs)
+                return result
             except (RuntimeError, ValueError, IndexError) as error:
                 found = " and ".join(str(list(value.shape[1:])) for value in inputs)
                 raise UnsupportedNetwork(
