@@ -1,7 +1,6 @@
 """The database: engine, pragmas, retries, and the one place that knows its password."""
 
 import os
-import re
 import sys
 import threading
 import time
@@ -9,15 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, create_engine, event, literal_column, make_url, select
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy import ColumnElement, Connection, Engine, create_engine, event, literal_column, select
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, ProgrammingError
 
 from search.errors import BadInput, Damage, SearchError, Unavailable
+from search.urls import check_file, dialect, read_url
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
-__all__ = ["PASSWORD_VARIABLE", "PATIENCE", "Database", "read_url"]
+__all__ = ["PASSWORD_VARIABLE", "PATIENCE", "Database"]
 
 PASSWORD_VARIABLE = "PGPASSWORD"
 """Where PostgreSQL's programs, and this one, look for a password that the URL does not give."""
@@ -26,20 +26,6 @@ PATIENCE = 60.0
 """Seconds for which what fails is tried again, where nobody says otherwise."""
 
 Result = TypeVar("Result")
-
-_SUPPORTED = "supported are sqlite:///FILE and postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
-
-_SHOWN = frozenset(
-    {
-        *("application_name", "channel_binding", "client_encoding", "connect_timeout", "gssencmode", "host"),
-        *("hostaddr", "keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval", "passfile", "port"),
-        *("load_balance_hosts", "require_auth", "service", "sslcert", "sslcrl", "sslkey", "sslmode", "sslrootcert"),
-        *("ssl_min_protocol_version", "target_session_attrs", "tcp_user_timeout", "timeout", "user", "dbname"),
-        *("sslsni", "sslcompression", "sslcrldir", "sslnegotiation", "sslcertmode", "ssl_max_protocol_version"),
-        *("fallback_application_name", "krbsrvname", "requirepeer", "options", "gsslib", "gssdelegation"),
-    }
-)
-"""The options of a URL's query part whose values anybody may see. Any other may be a password, a misspelt one too."""
 
 # Seconds that SQLite waits for a lock before the retries take over: a signal is answered between them.
 _BUSY_TIMEOUT = 3.0
@@ -129,7 +115,7 @@ class Database:
     ) -> None:
         self._address, secrets = read_url(url)
         self._storages: list[RDBStorage] = []
-        self.dialect: Literal["sqlite", "postgresql"] = _dialect(self._address)
+        self.dialect: Literal["sqlite", "postgresql"] = dialect(self._address)
         # As people write it: the one driver of SQLite need not be named.
         self.url = self._address.render_as_string(hide_password=True).replace("sqlite+pysqlite:", "sqlite:", 1)
         for key in secrets:
@@ -147,7 +133,7 @@ class Database:
         self._announced = False
         self._given_up = False
         if self.dialect == "sqlite":
-            _check_file(self._address, create)
+            check_file(self._address, create)
             self._connect_args: dict[str, Any] = {"timeout": _BUSY_TIMEOUT}
         else:
             self._connect_args = {**_POSTGRES_CONNECT, **secrets}
@@ -403,82 +389,6 @@ class Database:
         if "failed to resolve host" in said:
             return f"{self.url} cannot be reached: {text}; is the host's name right?"
         return f"{self.url} cannot be used: {text}; check the URL, its options after the '?' too"
-
-
-def read_url(text: str) -> tuple[URL, dict[str, str]]:
-    """A database's URL, and what of its query part may be secret: that travels as connection arguments, which nothing
-    shows.
-
-    Raises:
-        BadInput: It is none, or of another kind of database. The message shows no password.
-    """
-    try:
-        url = make_url(text)
-    except (ArgumentError, ValueError):
-        raise BadInput(f"{_masked(text)!r} is not a database URL; {_SUPPORTED}") from None
-    head, _, query = text.partition("://")[2].partition("?")
-    if url.get_backend_name() != "sqlite" and ("@" in query or head.partition(":")[2].count("@") > 1):
-        # The first one ends the password, and what is left of it would be host, port or database.
-        raise BadInput(f"{_masked(text)!r} is not a database URL: write an '@' in a password or an option as %40")
-    if url.drivername in ("postgres", "postgresql"):
-        url = url.set(drivername="postgresql+psycopg")
-    if url.drivername == "sqlite":
-        url = url.set(drivername="sqlite+pysqlite")
-    if url.drivername == "sqlite+pysqlite":
-        url = _parse_sqlite(url)
-    secrets = {key: str(value) for key, value in url.query.items() if key not in _SHOWN}
-    url = url.difference_update_query(secrets)
-    _dialect(url)
-    return url, secrets
-
-
-def _parse_sqlite(url: URL) -> URL:
-    name = url.database
-    if not name or name == ":memory:":
-        raise BadInput("a run needs a database that outlives it: give sqlite:///FILE instead of one in memory")
-    if name.startswith("file:") or "uri" in url.query:
-        raise BadInput(f"{name}: SQLite's own file: URIs are not supported; give sqlite:///FILE")
-    return url.set(database=os.path.abspath(name))
-
-
-def _dialect(url: URL) -> Literal["sqlite", "postgresql"]:
-    if url.drivername == "sqlite+pysqlite":
-        return "sqlite"
-    if url.drivername == "postgresql+psycopg":
-        if not url.database:
-            raise BadInput(f"{url.render_as_string()} names no database; {_SUPPORTED}")
-        return "postgresql"
-    shown = url.render_as_string(hide_password=True)
-    if url.get_backend_name() in ("mysql", "mariadb"):
-        raise BadInput(f"{shown}: MySQL and MariaDB are not supported; {_SUPPORTED}")
-    raise BadInput(f"{shown}: unknown driver {url.drivername!r}; {_SUPPORTED}")
-
-
-def _masked(text: str) -> str:
-    """Of a text that should have been a URL the scheme: all else may be a password."""
-    scheme = re.match(r"[A-Za-z0-9+]+:/*", text)
-    return f"{scheme.group() if scheme else ''}***"
-
-
-def _check_file(url: URL, create: bool) -> None:
-    path = Path(str(url.database))
-    if path.is_dir():
-        raise BadInput(f"{path} is a folder; give the path of a database file in it")
-    if not path.parent.is_dir():
-        raise BadInput(f"the folder {path.parent} does not exist; make it, or give another --storage")
-    if not path.exists():
-        if not create:
-            raise BadInput(f"there is no database at {path}; `clnp-search run` makes one, --storage names another")
-        if not _allowed(path.parent, os.W_OK | os.X_OK):
-            raise BadInput(f"no permission to make {path.name} in {path.parent}; give another --storage")
-    elif not _allowed(path, os.R_OK | os.W_OK if create else os.R_OK):
-        raise BadInput(f"no permission to {'write' if create else 'read'} {path}; give another --storage")
-    elif create and not _allowed(path.parent, os.W_OK | os.X_OK):
-        raise BadInput(f"no permission to write in {path.parent}, where SQLite keeps its log beside {path.name}")
-
-
-def _allowed(path: Path, mode: int) -> bool:
-    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _errors() -> tuple[type[Exception], ...]:

@@ -10,12 +10,12 @@ from pathlib import Path, PurePosixPath
 from sqlalchemy import make_url
 
 from search.artifacts import is_bucket, normal
-from search.database import read_url
 from search.errors import BadInput
 from search.experiment import Experiment, read_experiment
 from search.experiment_file import shipped_names
 from search.names import check_run_name
 from search.text import plural, size
+from search.urls import read_url
 
 __all__ = ["Package", "Submission", "check_job_name", "pack"]
 

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
 import search.cli
 from search.cli import main
-from search.database import Database, read_url
+from search.database import Database
 from search.errors import BadInput, Unavailable
 from search.ledger import SCHEMA, Schema, create_tables
 from search.store import open_store
@@ -317,11 +317,6 @@ def test_an_option_that_may_be_a_password_is_not_shown(tmp_path: Path) -> None:
     assert database.url == f"sqlite:///{tmp_path}/x.db?timeout=3&Password=***"
     assert database.redact("what hush says") == "what *** says"
     database.close()
-
-
-def test_an_at_sign_may_be_part_of_a_user_s_name() -> None:
-    url, secrets = read_url("postgresql://bob@server:hu%40sh@host/db?user=x")
-    assert (url.username, url.password, url.host, secrets) == ("bob@server", "hu@sh", "host", {})
 
 
 def test_a_password_in_an_error_is_taken_out(postgres: Any) -> None:
