@@ -1,9 +1,9 @@
-"""Where a run's time goes: its wall time over that of training and scanning, and what a task costs by its place.
+"""Where a run's time goes: its wall time over that in which workers worked, and what a task costs by its place.
 
     python tests/benchmarks/overhead.py EXPERIMENT [--set KEY=VALUE …] [--data-dir DIR] [--backend tune|inline]
 
-Runs the experiment as a process with a database of its own, and reads what it left there. Work is what workers spent on
-stacks and commits; with several workers the wall time counts once for each.
+Runs the experiment as a process with a database of its own, and reads what it left there. Work is training, scanning
+and committing; time in which several workers worked counts once.
 """
 
 import argparse
@@ -40,6 +40,16 @@ def work(history: History) -> dict[tuple[int, int], tuple[float, float]]:
     }
 
 
+def busy(history: History) -> float:
+    """Seconds in which at least one worker worked."""
+    records = [record for cells in history.cells.values() for record in cells.values()]
+    total, until = 0.0, 0.0
+    for begin, end in sorted((each.started, each.ended) for each in (*records, *history.commits.values())):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
+
+
 def overhead_rows(history: History, wall: float, workers: int, first: float) -> Iterator[str]:
     """The first table's lines.
 
@@ -51,10 +61,12 @@ def overhead_rows(history: History, wall: float, workers: int, first: float) -> 
     """
     seconds = work(history)
     stacks, commits = (sum(column) for column in zip(*seconds.values(), strict=True))
-    yield "command, s | workers | until a worker began, s | stacks, s | commits, s | wall × workers ÷ work"
-    yield " | ".join(["---"] * 6)
-    ratio = wall * workers / (stacks + commits)
-    yield f"{wall:.1f} | {workers} | {first:.1f} | {stacks:.1f} | {commits:.1f} | {ratio:.2f}"
+    working = busy(history)
+    yield "command, s | workers | until one began, s | stacks, s | commits, s | some worker at work, s | command ÷ that"
+    yield " | ".join(["---"] * 7)
+    yield (
+        f"{wall:.1f} | {workers} | {first:.1f} | {stacks:.1f} | {commits:.1f} | {working:.1f} | {wall / working:.2f}"
+    )
 
 
 def task_rows(history: History) -> Iterator[str]:

@@ -32,5 +32,5 @@ def test_a_stack_counts_once(history):
 def test_the_tables_say_what_was_found(history):
     head, line, row = OVERHEAD.overhead_rows(history, 10.0, 2, 1.5)
     assert head.count("|") == line.count("|") == row.count("|")
-    assert row == "10.0 | 2 | 1.5 | 8.0 | 0.8 | 2.29"
+    assert row == "10.0 | 2 | 1.5 | 8.0 | 0.8 | 5.8 | 1.74"  # from 1 to 5.5 and from 6 to 7.25
     assert list(OVERHEAD.task_rows(history))[2:] == ["1 | 100% | 7.00 | 0.50", "2 | 60% | 1.00 | 0.25"]
