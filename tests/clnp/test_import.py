@@ -39,3 +39,20 @@ def test_a_lazy_name_is_the_one_of_its_module():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'clnp' has no attribute 'trian'"):
         clnp.trian  # noqa: B018
+
+
+def test_what_every_worker_does_first_imports_neither_scikit_learn_nor_torch_s_compiler() -> None:
+    """Each would cost seconds in every process."""
+    script = """
+import sys
+from clnp.models import mlp
+from clnp.network import Network
+from clnp.tasks import permuted
+from clnp.training import Member, Settings, open_task, train
+task = permuted("digits", count=1, seed=0, validation=0.9, samples=200).task(0)
+opened = open_task(Network(mlp(64, (4,), 10)), seed=0)
+train(opened, task.train, task.validation, [Member((0.0, 0.0), 0.01)], Settings(epochs=1, batch_size=32), seed=0)
+print([name for name in ("sklearn", "torch._dynamo") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
