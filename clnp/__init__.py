@@ -58,7 +58,7 @@ __all__ = [
     "with_free",
 ]
 
-NUMERICS = 1
+NUMERICS = 2
 """Counted up by every change after which the same seed gives other bits; records say which they were made with."""
 
 _HOME = {

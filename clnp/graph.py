@@ -206,8 +206,8 @@ class Graph:
         for place, node in enumerate(self.nodes):
             values[place] = apply(node, [values[read] for read in node.inputs])
             yield place, node, values[place]
-            for done in self._last[place]:
-                del values[done]
+            for read in self.done[place]:
+                del values[read]
 
     def run(self, x: Tensor, apply: Callable[[Node, Sequence[Tensor]], Tensor]) -> Tensor:
         """The value of the last node."""
@@ -216,7 +216,7 @@ class Graph:
         return result
 
     @cached_property
-    def _last(self) -> list[list[int]]:
+    def done(self) -> list[list[int]]:
         """For each node the places of the values that nobody reads after it."""
         last = {read: place for place, node in enumerate(self.nodes) for read in node.inputs}
         return [[read for read, at in last.items() if at == place] for place in range(len(self.nodes))]

@@ -1,4 +1,4 @@
-"""Optimizers of a stack that move what the open task may change, and nothing else by a bit."""
+"""Optimizers of a stack: what it holds is free, so every step moves all of it, each member at its own rate and α."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,26 +10,14 @@ from torch import Tensor
 
 from clnp.stack import Stack
 
-__all__ = ["Adam", "AdamW", "Optimizer", "Sgd", "select"]
-
-
-def select(update: Tensor, trainable: Tensor | None) -> Tensor:
-    """The update, in place, with exactly +0 wherever an entry is not trainable, NaN or not. None: all are trainable.
-
-    Neither zero gradients (momentum, Adam's state and weight decay move an entry without one) nor a product with 0
-    (0 · NaN is NaN) would keep an old entry. Subtracting +0 keeps every bit, a -0's too.
-    """
-    if trainable is None:
-        return update
-    return torch.where(trainable, update, update.new_zeros(()), out=update)
+__all__ = ["Adam", "AdamW", "Optimizer", "Sgd"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
-    """What a step needs of one stacked entry: all tensors have its shape, ``alpha`` and ``rate`` broadcast to it."""
+class _Slot:
+    """What a step needs of one parameter: all tensors have its shape, ``alpha`` and ``rate`` broadcast to it."""
 
     value: Tensor
-    trainable: Tensor | None
     alpha: Tensor | None
     rate: Tensor
     scratch: Tensor
@@ -48,37 +36,35 @@ class Optimizer(ABC):
     """
 
     def __init__(self, stack: Stack, alpha: Mapping[str, Sequence[float]], rate: Sequence[float]) -> None:
-        # One piece of memory for all intermediate results: it stays in cache from entry to entry.
+        # One piece of memory for all intermediate results: it stays in cache from entry to slot.
         largest = max(value.numel() for value in stack.parameters.values())
         scratch = next(iter(stack.parameters.values())).new_empty(largest)
-        self._entries: dict[str, _Entry] = {}
+        self._slots: dict[str, _Slot] = {}
         for name, value in stack.parameters.items():
-            value = value.detach()
-            shape = (stack.members, *[1] * (value.dim() - 1))
-            alphas = value.new_tensor(alpha[name]).view(shape) if any(alpha.get(name, ())) else None
-            self._entries[name] = _Entry(
+            value, shape = value.detach(), (stack.members, *[1] * (value.dim() - 1))
+            given = alpha.get(stack.pieces[name].entry, ())
+            self._slots[name] = _Slot(
                 value,
-                stack.trainable[name],
-                alphas,
+                value.new_tensor(given).view(shape) if any(given) else None,
                 value.new_tensor(rate).view(shape),
                 scratch[: value.numel()].view_as(value),
             )
 
     def step(self, gradients: Mapping[str, Tensor]) -> None:
-        """One step along ``gradients``, by entry; they are overwritten."""
+        """One step along ``gradients``, by parameter; they are overwritten."""
         with torch.no_grad():
             for name, gradient in gradients.items():
-                entry = self._entries[name]
-                if entry.alpha is not None:
-                    gradient.add_(torch.sign(entry.value, out=entry.scratch).mul_(entry.alpha))
-                entry.value.sub_(select(self._update(name, entry, gradient), entry.trainable))
+                slot = self._slots[name]
+                if slot.alpha is not None:
+                    gradient.addcmul_(torch.sign(slot.value, out=slot.scratch), slot.alpha)
+                slot.value.sub_(self._update(name, slot, gradient))
 
     @abstractmethod
-    def _update(self, name: str, entry: _Entry, gradient: Tensor) -> Tensor:
-        """What to subtract from the entry, in its scratch or in the gradient's memory."""
+    def _update(self, name: str, slot: _Slot, gradient: Tensor) -> Tensor:
+        """What to subtract from the parameter, in its scratch or in the gradient's memory."""
 
     def _zeros(self) -> dict[str, Tensor]:
-        return {name: torch.zeros_like(entry.value) for name, entry in self._entries.items()}
+        return {name: torch.zeros_like(slot.value) for name, slot in self._slots.items()}
 
 
 class Adam(Optimizer):
@@ -96,15 +82,15 @@ class Adam(Optimizer):
         self._steps += 1
         super().step(gradients)
 
-    def _update(self, name: str, entry: _Entry, gradient: Tensor) -> Tensor:
+    def _update(self, name: str, slot: _Slot, gradient: Tensor) -> Tensor:
         beta1, beta2 = self.betas
         first = self._first[name].lerp_(gradient, 1 - beta1)
         second = self._second[name].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         # torch's quotient, numerator and denominator times the square root of the second moment's correction.
         correction = math.sqrt(1 - beta2**self._steps)
-        denominator = torch.sqrt(second, out=entry.scratch).add_(self.epsilon * correction)
-        rate = entry.rate * (correction / (1 - beta1**self._steps))
-        return torch.div(first, denominator, out=entry.scratch).mul_(rate)
+        denominator = torch.sqrt(second, out=slot.scratch).add_(self.epsilon * correction)
+        rate = slot.rate * (correction / (1 - beta1**self._steps))
+        return torch.div(first, denominator, out=slot.scratch).mul_(rate)
 
 
 class AdamW(Adam):
@@ -121,9 +107,9 @@ class AdamW(Adam):
         # Weights have inputs; alpha may name a BatchNorm's entries too.
         self._decayed = frozenset(name for name, value in stack.parameters.items() if value.dim() > 2)
 
-    def _update(self, name: str, entry: _Entry, gradient: Tensor) -> Tensor:
-        update = super()._update(name, entry, gradient)
-        return update.addcmul_(entry.value, entry.rate, value=self.weight_decay) if name in self._decayed else update
+    def _update(self, name: str, slot: _Slot, gradient: Tensor) -> Tensor:
+        update = super()._update(name, slot, gradient)
+        return update.addcmul_(slot.value, slot.rate, value=self.weight_decay) if name in self._decayed else update
 
 
 class Sgd(Optimizer):
@@ -136,7 +122,7 @@ class Sgd(Optimizer):
         self.momentum = momentum
         self._velocity = self._zeros() if momentum else {}
 
-    def _update(self, name: str, entry: _Entry, gradient: Tensor) -> Tensor:
+    def _update(self, name: str, slot: _Slot, gradient: Tensor) -> Tensor:
         if self.momentum:
             gradient = self._velocity[name].mul_(self.momentum).add_(gradient)
-        return torch.mul(gradient, entry.rate, out=entry.scratch)
+        return torch.mul(gradient, slot.rate, out=slot.scratch)

@@ -17,10 +17,13 @@ from clnp.seeding import generator
 from clnp.stack import Stack
 from clnp.tasks.task import Split
 
-__all__ = ["SCORED", "Member", "Settings", "Trained", "check_batches", "open_task", "train"]
+__all__ = ["PREFIX_BYTES", "SCORED", "Member", "Settings", "Trained", "check_batches", "open_task", "train"]
 
 SCORED = 1024
 """Validation samples scored at once; enough to keep a GPU busy, few enough to stay in a CPU's cache."""
+
+PREFIX_BYTES = 2**28
+"""The most that the old features of a split take that are kept; where they take more, every step computes its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,10 +219,11 @@ def train(
     noise = torch.Generator(network.device)
     noise.manual_seed(generator(seed, "dropout", *place).initial_seed())
     courses = [_Course(settings) for _ in members]
+    samples, held_out = _Samples(stack, train), _Samples(stack, validation)
     for epoch in range(1, settings.epochs + 1):
         permutation = torch.randperm(len(train), generator=order).to(network.device)
-        loss = _pass(stack, optimizer, train, torch.split(permutation, settings.batch_size), noise)
-        correct, finite = _score(stack, validation)
+        loss = _pass(stack, optimizer, samples, torch.split(permutation, settings.batch_size), noise)
+        correct, finite = _score(stack, held_out)
         # The one place of an epoch where the host waits for the device.
         counts, whole = torch.stack([correct, (finite & loss.isfinite() & stack.finite()).long()]).tolist()
         for index, course in enumerate(courses):
@@ -263,33 +267,50 @@ class _Course:
         return better
 
 
+class _Samples:
+    """A split as a stack reads it. Whether its prefix is kept depends on sizes alone, since the bits depend on it."""
+
+    def __init__(self, stack: Stack, split: Split) -> None:
+        self.y = split.y
+        self._stack, self._x = stack, split.x
+        self._prefix = stack.keep(split.x, PREFIX_BYTES)
+
+    def at(self, index: Tensor | slice) -> tuple[Tensor, ...]:
+        """The prefix of some samples."""
+        if self._prefix is None:
+            return self._stack.prefix(self._x[index])
+        return tuple(value[index] for value in self._prefix)
+
+
 def _pass(
-    stack: Stack, optimizer: Optimizer, train: Split, batches: Sequence[Tensor], noise: torch.Generator
+    stack: Stack, optimizer: Optimizer, train: _Samples, batches: Sequence[Tensor], noise: torch.Generator
 ) -> Tensor:
     """One epoch; the sum of each member's losses, ``[members]``, which is not finite if one of them was not."""
-    total = torch.zeros(stack.members, dtype=train.x.dtype, device=train.x.device)
     names, parameters = list(stack.parameters), list(stack.parameters.values())
+    total = parameters[0].new_zeros(stack.members)
     ones = torch.ones_like(total)
     for batch in batches:
         with torch.enable_grad():
-            logits = stack.forward(train.x[batch], noise).transpose(1, 2)
+            logits = stack.rest(train.at(batch), noise).transpose(1, 2)
             target = train.y[batch].expand(stack.members, -1)
             loss = functional.cross_entropy(logits, target, reduction="none").mean(1)
-        # A member's loss reaches its own entries alone, so one pass gives every member its own gradient.
-        gradients = torch.autograd.grad(loss, parameters, ones)
+        # A member's loss reaches its own entries alone, so one pass gives every member its own gradient. What reaches
+        # no logit, such as free units whose readers are all old, has a gradient of 0 and is left to L1.
+        gradients = torch.autograd.grad(loss, parameters, ones, materialize_grads=True)
         optimizer.step(dict(zip(names, gradients, strict=True)))
         total += loss.detach()
     return total
 
 
 @torch.no_grad()
-def _score(stack: Stack, split: Split) -> tuple[Tensor, Tensor]:
+def _score(stack: Stack, split: _Samples) -> tuple[Tensor, Tensor]:
     """Each member's right answers, int64 ``[members]``, and whether all its logits are finite, bool ``[members]``."""
-    correct = torch.zeros(stack.members, dtype=torch.int64, device=split.x.device)
-    finite = torch.ones(stack.members, dtype=torch.bool, device=split.x.device)
-    for x, y in zip(torch.split(split.x, SCORED), torch.split(split.y, SCORED), strict=True):
-        logits = stack.forward(x)
-        correct += (logits.argmax(-1) == y).sum(1)
+    correct = torch.zeros(stack.members, dtype=torch.int64, device=split.y.device)
+    finite = torch.ones(stack.members, dtype=torch.bool, device=split.y.device)
+    for start in range(0, len(split.y), SCORED):
+        piece = slice(start, start + SCORED)
+        logits = stack.rest(split.at(piece))
+        correct += (logits.argmax(-1) == split.y[piece]).sum(1)
         finite &= logits.isfinite().flatten(1).all(1)
     return correct, finite
 

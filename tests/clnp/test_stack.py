@@ -1,4 +1,4 @@
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -9,10 +9,12 @@ from torch import nn
 from clnp import stack as stack_module
 from clnp.evaluation import logits
 from clnp.graph import Norm
+from clnp.layers import adaptive_average, dropout, noise_mask, norm
 from clnp.models import mlp
 from clnp.network import FREE, Network
-from clnp.ownership import active, entries, take_free, trainable, with_free
-from clnp.stack import Stack, adaptive_average, dense, dropout, norm
+from clnp.ownership import active, entries, take_free, trainable, weight_classes, with_free
+from clnp.parts import Parts
+from clnp.stack import Stack
 from clnp.subnetwork import cut
 
 
@@ -35,15 +37,15 @@ def make(head="single", owners=((0, 0, FREE, FREE, FREE), (FREE, 0, FREE, FREE))
     network.committed += committed
     for parameter in network.parameters():
         parameter.copy_(torch.randn(parameter.shape))
+    for item in network.layers[:-1]:  # As commits sever it.
+        network.weights(item).weight[weight_classes(network, item).interference] = 0.0
     return network
 
 
 def scatter(stack):
     """Give every member weights of its own where the task may change them."""
-    for name, value in stack.parameters.items():
-        mask = stack.trainable[name]
-        drawn = torch.randn_like(value)
-        value.detach().copy_(drawn if mask is None else torch.where(mask, drawn, value.detach()))
+    for value in stack.parameters.values():
+        value.detach().copy_(torch.randn_like(value))
 
 
 def alone(network, values, x):
@@ -91,38 +93,108 @@ def test_gradients_are_those_of_the_members_alone(kind):
     scatter(stack)
     x = torch.randn(7, 6, dtype=torch.float64)
     weight = torch.randn(2, 7, 3, dtype=torch.float64)
-    found = torch.autograd.grad((stack.forward(x) * weight).sum(), list(stack.parameters.values()))
+    found = torch.autograd.grad(
+        (stack.forward(x) * weight).sum(), list(stack.parameters.values()), materialize_grads=True
+    )
     for index in range(2):
         values = {name: value.clone().requires_grad_() for name, value in stack.member(index).items()}
         loss = (alone(network, values, x) * weight[index]).sum()
-        expected = torch.autograd.grad(loss, [values[name] for name in stack.parameters])
-        for a, b in zip(found, expected, strict=True):
-            torch.testing.assert_close(a[index], b, rtol=1e-12, atol=1e-12)
+        expected = dict(zip(values, torch.autograd.grad(loss, values.values(), materialize_grads=True), strict=True))
+        for piece, gradient in zip(stack.pieces.values(), found, strict=True):
+            torch.testing.assert_close(gradient[index], piece.of(expected[piece.entry]), rtol=1e-12, atol=1e-12)
+
+
+def shapes(stack):
+    return {name: tuple(value.shape) for name, value in stack.parameters.items()}
 
 
 def test_only_what_the_task_may_change_is_stacked():
-    """Design: old heads and full layers are no parameters, so nothing that acts on parameters can reach them."""
+    """Promise 1: what is frozen is no parameter, so nothing that acts on parameters can reach it."""
     network = make("multi", ((0,) * 5, (0, FREE, 0, 0)))
     stack = Stack(network, 3)
-    assert {name: tuple(value.shape) for name, value in stack.parameters.items()} == {
-        "2.weight": (3, 4, 5),
-        "2.bias": (3, 4),
-        "4.weight": (3, 3, 4),
+    assert shapes(stack) == {
+        "2.weight": (3, 1, 5),
+        "2.bias": (3, 1),
+        "4.weight:old": (3, 3, 3),
+        "4.weight:free": (3, 3, 1),
         "4.bias": (3, 3),
     }
-    assert torch.equal(stack.parameters["4.weight"][2], network.heads["1"].weight)
-    assert stack.trainable["4.weight"] is None
-    assert torch.equal(stack.trainable["2.weight"], trainable(network)["2.weight"])
+    assert torch.equal(stack.parameters["4.weight:free"][2], network.heads["1"].weight[:, 1:2])
     addresses = {value.data_ptr() for value in network.parameters()}
     assert addresses.isdisjoint(value.data_ptr() for value in stack.parameters.values())
 
 
-def test_features_of_full_layers_are_computed_once_for_all_members():
-    stack = Stack(make("multi", ((0,) * 5, (0,) * 4)), 3)
+def test_a_shared_head_trains_the_columns_of_free_units_and_keeps_its_bias():
+    stack = Stack(make("single"), 2)
+    assert shapes(stack) == {
+        "0.weight": (2, 3, 6),
+        "0.bias": (2, 3),
+        "2.weight:old": (2, 3, 2),
+        "2.weight:free": (2, 3, 3),
+        "2.bias": (2, 3),
+        "4.weight": (2, 3, 3),
+    }
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_pieces_are_all_that_the_task_may_change_once_each(networks, data):
+    """Promise 1: :func:`clnp.ownership.trainable` says what; no piece reaches anything else, or a thing twice."""
+    network, _ = data.draw(networks())
+    parts, found = Parts(network), entries(network)
+    reached = {name: torch.zeros_like(value) for name, value in found.items()}
+    for piece in (*parts.pieces.values(), *parts.statistics.values()):
+        whole = torch.zeros_like(found[piece.entry])
+        piece.into(whole, torch.ones_like(piece.of(found[piece.entry])))
+        reached[piece.entry] += whole
+    for name, mask in trainable(network).items():
+        assert torch.equal(reached[name], mask.expand_as(found[name]).to(found[name])), name
+
+
+def test_a_full_network_costs_its_head_alone():
+    """Old features are computed once, and a step neither reads the samples nor computes a hidden unit."""
+    network = make("multi", ((0,) * 5, (0,) * 4))
+    stack = Stack(network, 3)
     assert list(stack.parameters) == ["4.weight", "4.bias"]
-    weights = stack.member(0)
-    hidden = dense(torch.randn(6, 7, dtype=torch.float64), weights["0.weight"], weights["0.bias"])
-    assert hidden.shape == (5, 7)
+    x = torch.randn(7, 6, dtype=torch.float64)
+    (hidden,) = stack.prefix(x)
+    assert hidden.shape == (7, 4)
+    expected = hidden @ network.heads["1"].weight.t() + network.heads["1"].bias
+    torch.testing.assert_close(stack.rest([hidden])[1], expected)
+
+
+@settings(max_examples=30)
+@given(data=st.data(), seed=st.integers(0, 99))
+def test_a_kept_prefix_is_the_prefix(networks, data, seed):
+    """Of every kind of network, in training mode too: a Dropout's mask is drawn anew over what is kept."""
+    network, x = data.draw(networks(dtype=torch.float64))
+    stacks = [Stack(network, 2) for _ in range(2)]
+    kept = stacks[0].keep(x, 2**30)
+    index = torch.randperm(len(x))[: max(2, len(x) - 1)]
+    found = stacks[0].rest([value[index] for value in kept], torch.Generator().manual_seed(seed))
+    expected = stacks[1].forward(x[index], torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_a_prefix_larger_than_the_limit_is_not_kept():
+    network, x = make("multi"), torch.randn(9, 6, dtype=torch.float64)
+    stack = Stack(network, 2)
+    # Of 9 samples: the old units, 2 of the first layer and 1 of the second, of 8 bytes each.
+    assert stack.keep(x, 9 * 3 * 8 - 1) is None
+    kept = stack.keep(x, 9 * 3 * 8)
+    assert [tuple(value.shape) for value in kept] == [(9, 6), (9, 2), (9, 1)]
+    assert kept[0].data_ptr() == x.data_ptr(), "the samples are not copied"
+
+
+def test_free_units_that_only_old_ones_read_have_no_gradient():
+    """They are no part of any answer, and stay the open task's to claim or to prune."""
+    network = make("multi", ((0, FREE, 0), (0, 0, 0), (0, FREE)))
+    stack = Stack(network, 2)
+    logits = stack.forward(torch.randn(7, 6, dtype=torch.float64))
+    weight = stack.parameters["0.weight"]
+    assert weight.shape == (2, 1, 6)
+    (gradient,) = torch.autograd.grad(logits.sum(), [weight], materialize_grads=True)
+    assert not gradient.any()
 
 
 def test_a_member_has_every_entry_of_the_network():
@@ -175,12 +247,10 @@ KINDS = ("dense", "flattened", "averaged", "after", "before", "flat", "torchvisi
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
 
-def spread(stack, network):
+def spread(stack):
     """Give every member entries of its own where the task may change them, near those that are there."""
-    masks = trainable(network)
-    for name, value in {**stack.parameters, **stack._statistics}.items():
-        drawn = value.detach() * (0.8 + 0.4 * torch.rand_like(value)) + 0.05 * torch.rand_like(value)
-        value.detach().copy_(torch.where(masks[name], drawn, value.detach()))
+    for value in (*stack.parameters.values(), *stack._statistics.values()):
+        value.detach().mul_(0.8 + 0.4 * torch.rand_like(value)).add_(0.05 * torch.rand_like(value))
 
 
 def put(module, network, values):
@@ -199,7 +269,7 @@ def test_members_of_every_kind_answer_as_they_do_alone(networks, data, members):
     """In evaluation mode: each is the network with its entries put in place, cut out for the open task."""
     network, x = data.draw(networks(dtype=torch.float64))
     stack = Stack(network, members)
-    spread(stack, network)
+    spread(stack)
     found = stack.forward(x)
     assert found.shape == (members, len(x), 3)
     for index in range(members):
@@ -213,7 +283,7 @@ def test_in_training_mode_members_are_what_torch_computes(make_any, make_module,
     """Before any commit: outputs, gradients, and the statistics that every BatchNorm goes on with."""
     network, shape = make_any(kind, seed, head="multi", dtype=torch.float64)
     stack = Stack(network, 2)
-    spread(stack, network)
+    spread(stack)
     x, weight = torch.randn(6, *shape, dtype=torch.float64), torch.randn(2, 6, 3, dtype=torch.float64)
     modules = [put(make_module(kind, seed)[0].double(), network, stack.member(index)) for index in range(2)]
     monkeypatch.setattr(stack_module, "dropout", lambda x, *_: x)
@@ -227,8 +297,8 @@ def test_in_training_mode_members_are_what_torch_computes(make_any, make_module,
         expected = module(x)
         torch.testing.assert_close(found[index], expected, **CLOSE)
         (expected * weight[index]).sum().backward()
-        for name, gradient in zip(stack.parameters, gradients, strict=True):
-            torch.testing.assert_close(gradient[index], module.get_parameter(name).grad, **CLOSE)
+        for piece, gradient in zip(stack.pieces.values(), gradients, strict=True):
+            torch.testing.assert_close(gradient[index], piece.of(module.get_parameter(piece.entry).grad), **CLOSE)
         for item in network.norms:
             for moved in ("running_mean", "running_var"):
                 name = f"{item.name}.{moved}"
@@ -241,12 +311,14 @@ def test_gradients_of_an_open_task_are_those_of_torch(networks, data):
     """After some commits, in evaluation mode: of all that the task may change."""
     network, x = data.draw(networks(dtype=torch.float64, heads=["multi"]))
     stack = Stack(network, 2)
-    spread(stack, network)
+    spread(stack)
     weight = torch.randn(2, len(x), 3, dtype=torch.float64)
-    gradients = torch.autograd.grad((stack.forward(x) * weight).sum(), list(stack.parameters.values()))
+    parameters = list(stack.parameters.values())
+    gradients = torch.autograd.grad((stack.forward(x) * weight).sum(), parameters, materialize_grads=True)
     for index in range(2):
         values = {name: value.detach().clone() for name, value in stack.member(index).items()}
-        for name in stack.parameters:
+        names = {piece.entry for piece in stack.pieces.values()}
+        for name in names:
             values[name].requires_grad_()
         wide = network.copy()
         for layer in network.layers:
@@ -258,10 +330,10 @@ def test_gradients_of_an_open_task_are_those_of_torch(networks, data):
                 if f"{item.name}.{kind}" in values:
                     swap(wide.norm(item), kind, values[f"{item.name}.{kind}"])
         *_, (_, _, answers) = wide.values(x, network.task)
-        names = list(stack.parameters)
-        expected = torch.autograd.grad((answers * weight[index]).sum(), [values[name] for name in names])
-        for gradient, other in zip(gradients, expected, strict=True):
-            torch.testing.assert_close(gradient[index], other, **CLOSE)
+        whole = torch.autograd.grad((answers * weight[index]).sum(), [values[name] for name in names])
+        expected = dict(zip(names, whole, strict=True))
+        for piece, gradient in zip(stack.pieces.values(), gradients, strict=True):
+            torch.testing.assert_close(gradient[index], piece.of(expected[piece.entry]), **CLOSE)
 
 
 def swap(module, kind, value):
@@ -273,46 +345,31 @@ def swap(module, kind, value):
 
 @settings(max_examples=40)
 @given(
-    data=st.data(),
     maps=st.booleans(),
     affine=st.booleans(),
+    training=st.booleans(),
+    units=st.integers(1, 4),
     members=st.integers(1, 3),
-    stacked=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-def test_an_active_channel_keeps_its_statistics_and_a_free_one_moves_on(data, maps, affine, members, stacked, seed):
-    """Facts: a free channel is torch's BatchNorm in training mode; an active one is it in evaluation mode, keeps every
-    bit, and is so normalised with the features that it is evaluated on."""
+def test_a_norm_of_members_is_torchs_of_each(maps, affine, training, units, members, seed):
+    """Facts: in training with the batch's statistics, which move the stored ones; else with these."""
     torch.manual_seed(seed)
-    units = data.draw(st.integers(1, 4))
-    free = torch.tensor(data.draw(st.lists(st.booleans(), min_size=units, max_size=units)))
     layer = Norm("n", "g", units, 2 if maps else 1, 1e-3, 0.2, affine)
     kept = {kind: 0.5 + torch.rand(members, units, dtype=torch.float64) for kind in ("running_mean", "running_var")}
-    kept |= {kind: torch.randn(members, units, dtype=torch.float64) if affine else None for kind in ("weight", "bias")}
-    before = {kind: None if value is None else value.clone() for kind, value in kept.items()}
+    if affine:
+        kept |= {kind: torch.randn(members, units, dtype=torch.float64) for kind in ("weight", "bias")}
+    before = {kind: value.clone() for kind, value in kept.items()}
     samples = torch.randn(5, members, units, *((3, 2) if maps else ()), dtype=torch.float64)
-    if not stacked:
-        samples = samples[:, :1].expand_as(samples)
-    given = samples if maps else samples.permute(1, 2, 0)
-    if not stacked:
-        given = given[:, 0] if maps else given[0]
-    found = norm(layer, given, kept, free)
+    found = norm(layer, samples if maps else samples.permute(1, 2, 0), kept, training=training)
     found = found if maps else found.permute(2, 0, 1)
     for member in range(members):
-        expected = {}
-        for training in (True, False):
-            module = (nn.BatchNorm2d if maps else nn.BatchNorm1d)(units, 1e-3, 0.2, affine).double().train(training)
-            for kind, value in before.items():
-                if value is not None:
-                    getattr(module, kind).data.copy_(value[member])
-            expected[training] = (module(samples[:, member]).detach(), module)
-        for training, where in ((True, free), (False, ~free)):
-            answer, module = expected[training]
-            torch.testing.assert_close(found[:, member][:, where], answer[:, where], **CLOSE)
-            for kind in ("running_mean", "running_var"):
-                torch.testing.assert_close(kept[kind][member, where], getattr(module, kind)[where], **CLOSE)
-    for kind in ("running_mean", "running_var"):
-        assert torch.equal(kept[kind][:, ~free], before[kind][:, ~free])
+        module = (nn.BatchNorm2d if maps else nn.BatchNorm1d)(units, 1e-3, 0.2, affine).double().train(training)
+        for kind, value in before.items():
+            getattr(module, kind).data.copy_(value[member])
+        torch.testing.assert_close(found[:, member], module(samples[:, member]).detach(), **CLOSE)
+        for kind in before:
+            torch.testing.assert_close(kept[kind][member], getattr(module, kind).data, **CLOSE)
 
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
@@ -341,34 +398,42 @@ def test_the_network_is_never_written(make_any):
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-@pytest.mark.parametrize("shape", [(7, 9), (2, 7, 9), (9, 2, 7, 4, 4), (3, 9, 2, 7, 4, 4)[1:], (9, 7, 4, 4)])
-def test_one_dropout_mask_for_all_members(shape):
-    """Facts: one mask a layer and step, seeded, shared by all members; and as torch scales it."""
-    x = torch.rand(shape) + 1
-    found = dropout(x, 0.4, torch.Generator().manual_seed(1))
-    assert torch.equal(found, dropout(x, 0.4, torch.Generator().manual_seed(1)))
-    assert not torch.equal(found, dropout(x, 0.4, torch.Generator().manual_seed(2)))
-    kept = found != 0
+def test_dropout_scales_what_it_keeps_as_torch_does():
+    """Facts: seeded, and as torch scales it."""
+    x = torch.rand(7, 9) + 1
+    kept = noise_mask((7, 9), 0.4, torch.Generator().manual_seed(1))
+    assert torch.equal(kept, noise_mask((7, 9), 0.4, torch.Generator().manual_seed(1)))
+    assert not torch.equal(kept, noise_mask((7, 9), 0.4, torch.Generator().manual_seed(2)))
+    found = dropout(x, kept, 0.4)
     torch.testing.assert_close(found[kept], x[kept] / 0.6)
+    assert not found[~kept].any()
     assert 0.3 < float(kept.float().mean()) < 0.9
-    if x.dim() in (3, 5):
-        member = 0 if x.dim() == 3 else 1
-        assert bool((kept == kept.select(member, 0).unsqueeze(member)).all())
 
 
-def test_a_dropout_mask_does_not_depend_on_the_number_of_members(make_any):
-    network, shape = make_any("after", 1)
-    x = torch.randn(9, *shape)
-    answers = [Stack(network, count).forward(x, torch.Generator().manual_seed(3)) for count in (1, 3)]
-    for answer in answers[1]:
-        torch.testing.assert_close(answer, answers[0][0])
-    assert not torch.allclose(answers[0], Stack(network, 1).forward(x, torch.Generator().manual_seed(4)))
+@pytest.mark.parametrize("kind", ["after", "flat", "averaged"])
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_a_dropout_mask_does_not_depend_on_who_owns_a_unit(make_any, monkeypatch, kind, share):
+    """One mask over all the units of a node, old and free: the same entries give the same logits in training."""
+    free, shape = make_any(kind, 1, head="multi", dtype=torch.float64)
+    owned = free.copy()
+    owned.place_head(1)
+    owned.heads["1"].weight.copy_(free.heads["0"].weight)
+    if owned.output.bias:
+        owned.heads["1"].bias.copy_(free.heads["0"].bias)
+    owned.committed += 1
+    for group in owned.groups:
+        owned.owner(group)[: max(1, round(share * group.units))] = 0
+    for network, layer in product((free, owned), owned.layers[:-1]):
+        network.weights(layer).weight[weight_classes(owned, layer).interference] = 0.0
+    monkeypatch.setattr(stack_module, "norm", lambda *given, **_: norm(*given, training=False))
+    x = torch.randn(9, *shape, dtype=torch.float64)
+    masked = [Stack(network, 1).forward(x, torch.Generator().manual_seed(3)) for network in (free, owned)]
+    torch.testing.assert_close(*masked, **CLOSE)
 
 
-@pytest.mark.parametrize("p", [0.0, 1.0])
-def test_dropout_of_nothing_and_of_everything(p):
-    x = torch.randn(3, 4, 5)
-    assert torch.equal(dropout(x, p, torch.Generator()), x * (1 - p))
+def test_dropout_of_everything():
+    x = torch.randn(4, 5)
+    assert not dropout(x, noise_mask((4, 5), 1.0, torch.Generator()), 1.0).any()
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 5), (2, 5, 4), (2, 3, 2, 2)])

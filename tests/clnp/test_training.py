@@ -15,7 +15,8 @@ from clnp.evaluation import full_width_agrees, logits
 from clnp.forgetting import Trial, choose
 from clnp.models import mlp, split_cifar_narrow
 from clnp.network import Network
-from clnp.ownership import active, entries, trainable, with_free
+from clnp.ownership import active, entries, take_free, trainable, with_free
+from clnp.parts import dropped
 from clnp.seeding import generator
 from clnp.stack import Stack
 from clnp.subnetwork import cut, subnetwork
@@ -486,6 +487,71 @@ def test_a_stack_of_every_kind_is_its_members_alone(make_any, kind, head, commit
         for name, value in alone.free.items():
             # Adam divides by the square root of a moment that may be next to nothing: rounding grows there.
             torch.testing.assert_close(result.free[name], value, rtol=1e-5, atol=1e-7)
+
+
+def at_full_width(opened, data, member, *, epochs, batch_size):
+    """The same task trained as Sec. 2.1 has it: every unit computed, and what is frozen put back after each step."""
+    masks, wide = trainable(opened), opened.copy()
+    values = {name: value.clone().requires_grad_() for name, value in entries(opened).items()}
+    alpha = {f"{layer.name}.weight": member.alpha[at] for at, layer in enumerate(opened.layers)}
+    for layer in wide.layers:
+        for kind in ("weight", "bias"):
+            if (name := f"{layer.name}.{kind}") in values:
+                wide.weights(layer)._parameters.pop(kind)
+                setattr(wide.weights(layer), kind, values[name])
+    mask = None
+    if opened.head == "single":
+        mask = opened.output.columns(~active(opened, opened.last))
+    optimizer = torch.optim.Adam(values.values(), lr=member.learning_rate)
+    order = generator(0, "order", opened.task)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(data), generator=order).split(batch_size):
+            *_, (_, _, answers) = wide.values(data.x[batch], opened.task, mask=mask)
+            optimizer.zero_grad()
+            functional.cross_entropy(answers, data.y[batch]).backward()
+            with torch.no_grad():
+                for name, value in values.items():
+                    value.grad = torch.zeros_like(value) if value.grad is None else value.grad
+                    value.grad += alpha.get(name, 0.0) * value.sign()
+                before = {name: value.clone() for name, value in values.items()}
+                optimizer.step()
+                for name, value in values.items():
+                    value.copy_(torch.where(masks[name], value, before[name]))
+    return take_free(opened, {name: value.detach() for name, value in values.items()})
+
+
+@pytest.mark.parametrize("kind", ["dense", "flattened", "averaged"])
+@pytest.mark.parametrize(("head", "committed"), [("multi", 2), ("single", 2), ("single", 0)])
+def test_training_the_free_part_is_training_the_whole_width_with_masks(make_any, kind, head, committed):
+    """Sec. 2.1: old units are computed once and have no gradient; what is learnt is the same."""
+    drawn = (make_any(kind, seed, head=head, committed=committed, dtype=torch.float64) for seed in range(100))
+    # A Dropout's masks and a free channel's statistics have tests of their own.
+    network, shape = next((n, s) for n, s in drawn if not n.norms and not any(dropped(node) for node in n.graph.nodes))
+    opened = open_task(network, seed=0)
+    data, validation = labelled(shape, 50, dtype=torch.float64), labelled(shape, 20, seed=1, dtype=torch.float64)
+    member = Member((0.01,) * len(opened.layers), 0.01)
+    (found,) = train(opened, data, validation, [member], Settings(epochs=2, batch_size=16), seed=0)
+    expected = at_full_width(opened, data, member, epochs=2, batch_size=16)
+    assert found.free.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found.free[name], value, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["dense", "averaged", "torchvision"])
+@pytest.mark.parametrize("head", ["single", "multi"])
+def test_old_features_that_are_not_kept_are_computed_again(make_any, monkeypatch, kind, head):
+    """Where they take too much memory; to rounding the same."""
+    network, shape = make_any(kind, 3, head=head, committed=2, dtype=torch.float64)
+    opened = open_task(network, seed=0)
+    data, validation = labelled(shape, 50, dtype=torch.float64), labelled(shape, 20, seed=1, dtype=torch.float64)
+    members = [Member((0.01,) * len(opened.layers), 0.01)] * 2
+    kept = train(opened, data, validation, members, Settings(epochs=2, batch_size=16), seed=0)
+    monkeypatch.setattr(training, "PREFIX_BYTES", 0)
+    computed = train(opened, data, validation, members, Settings(epochs=2, batch_size=16), seed=0)
+    for one, other in zip(kept, computed, strict=True):
+        assert one.epochs == other.epochs
+        for name, value in one.free.items():
+            torch.testing.assert_close(other.free[name], value, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", ["flattened", "averaged", "torchvision"])
