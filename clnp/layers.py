@@ -99,7 +99,7 @@ def norm(layer: Norm, x: Tensor, kept: Mapping[str, Tensor], *, training: bool) 
 def _of_batch(layer: Norm, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     """Means and variances of the batch; those that are stored move on."""
     over = (0, -2, -1) if layer.dims == 2 else (-1,)
-    found, average = torch.var_mean(x, over, correction=0)
+    found, average = torch.var_mean(x.to(mean.dtype), over, correction=0)
     count = x.numel() // average.numel()
     with torch.no_grad():
         mean.lerp_(average, layer.momentum)

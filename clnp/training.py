@@ -13,6 +13,7 @@ from clnp.graph import Norm
 from clnp.network import Network
 from clnp.optimizers import Adam, AdamW, Optimizer, Sgd
 from clnp.ownership import check_room, entries, take_free, trainable
+from clnp.precision import PRECISIONS, Precision, products
 from clnp.seeding import generator
 from clnp.stack import Stack
 from clnp.tasks.task import Split
@@ -62,6 +63,7 @@ class Settings:
             the weights before it, so that L1 on these alone hardly lets a channel fall silent.
         early_stopping: Keep a member's first best validation epoch, whole, instead of its last.
         patience: With early stopping, how many epochs a member may go without a better one before it ends.
+        precision: Of the products of a step, see :mod:`clnp.precision`; what is scored is float32.
 
     Raises:
         ValueError: A value out of range, or one that this optimizer or way of stopping does not use.
@@ -75,6 +77,7 @@ class Settings:
     norm_alpha: float = 0.0
     early_stopping: bool = False
     patience: int | None = None
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size), ("patience", self.patience)):
@@ -82,6 +85,8 @@ class Settings:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         if self.optimizer not in ("adam", "adamw", "sgd"):
             raise ValueError(f'optimizer is {self.optimizer!r}; it can be "adam", "adamw" or "sgd"')
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}; it can be {', '.join(map(repr, PRECISIONS))}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum is {self.momentum}; it must be at least 0 and below 1")
         if self.momentum and self.optimizer != "sgd":
@@ -222,7 +227,8 @@ def train(
     samples, held_out = _Samples(stack, train), _Samples(stack, validation)
     for epoch in range(1, settings.epochs + 1):
         permutation = torch.randperm(len(train), generator=order).to(network.device)
-        loss = _pass(stack, optimizer, samples, torch.split(permutation, settings.batch_size), noise)
+        with products(settings.precision, network.device):
+            loss = _pass(stack, optimizer, samples, torch.split(permutation, settings.batch_size), noise)
         correct, finite = _score(stack, held_out)
         # The one place of an epoch where the host waits for the device.
         counts, whole = torch.stack([correct, (finite & loss.isfinite() & stack.finite()).long()]).tolist()

@@ -538,6 +538,30 @@ def test_training_the_free_part_is_training_the_whole_width_with_masks(make_any,
 
 
 @pytest.mark.parametrize("kind", ["dense", "averaged", "torchvision"])
+def test_bf16_products_learn_nearly_the_same(make_any, kind):
+    """Only where it is asked for, and of training alone: entries, statistics and scores stay float32."""
+    network, shape = make_any(kind, 3, head="multi", committed=1)
+    opened = open_task(network, seed=0)
+    data, validation = labelled(shape, 200), labelled(shape, 150, seed=1)
+    member = Member((1e-4,) * len(opened.layers), 0.01)
+    full, short = (
+        train(opened, data, validation, [member], Settings(3, 20, precision=precision), seed=0)[0]
+        for precision in ("float32", "bf16")
+    )
+    assert abs(full.epochs[-1] - short.epochs[-1]) <= 15
+    assert not torch.is_autocast_enabled("cpu")
+    moved = 0
+    for name, value in full.free.items():
+        assert short.free[name].dtype == torch.float32
+        moved += int((short.free[name] != value).sum())
+    assert moved
+    opened_values = take_free(opened, entries(opened))
+    distance = sum(float((short.free[name] - value).square().sum()) for name, value in full.free.items())
+    way = sum(float((value - opened_values[name]).square().sum()) for name, value in full.free.items())
+    assert distance < 0.2 * way, "rounding, and not another course"
+
+
+@pytest.mark.parametrize("kind", ["dense", "averaged", "torchvision"])
 @pytest.mark.parametrize("head", ["single", "multi"])
 def test_old_features_that_are_not_kept_are_computed_again(make_any, monkeypatch, kind, head):
     """Where they take too much memory; to rounding the same."""
@@ -713,6 +737,7 @@ def test_without_a_batchnorm_a_batch_of_one_sample_is_a_batch():
         (lambda: Member((0.0,), math.nan), "learning_rate is nan"),
         (lambda: Settings(0, 16), "epochs is 0; it must be at least 1"),
         (lambda: Settings(1, 0), "batch_size is 0"),
+        (lambda: Settings(1, 16, precision="fp8"), "precision is 'fp8'; it can be 'float32', 'tf32', 'bf16'"),
         (lambda: Settings(1, 16, optimizer="rmsprop"), """is 'rmsprop'; it can be "adam", "adamw" or "sgd\""""),
         (lambda: Settings(1, 16, optimizer="sgd", momentum=1.0), "momentum is 1.0; it must be at least 0 and below 1"),
         (lambda: Settings(1, 16, momentum=0.9), "momentum is 0.9, but adam has none"),

@@ -1,0 +1,38 @@
+"""How the products of a training step are computed: float32, or less where that is asked for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+__all__ = ["PRECISIONS", "Precision", "products"]
+
+Precision = Literal["float32", "tf32", "bf16"]
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bf16")
+"""All digits that a float32 has; factors of 10 bits, with the range of a float32; of 7 bits. What is summed, stored and
+stepped is float32 with each."""
+
+
+@contextmanager
+def products(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Within it, matrix products and convolutions round their factors as told.
+
+    Of training alone: mean activities, scans and all that is recorded of a network are computed outside of it.
+    """
+    if precision == "bf16":
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+        return
+    if precision == "float32":
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
