@@ -12,8 +12,9 @@ from clnp.subnetwork import subnetwork
 from clnp.tasks.task import Sequence
 from clnp.tensors import decode
 from search.book import place
-from search.building import build_network, build_sequence, data_sha256, grown, without_commit
+from search.building import build_network, build_sequence, grown, without_commit
 from search.checks import unsound_rounds
+from search.data import data_sha256
 from search.decisions import exceeded, losers, pick_winner
 from search.errors import BadInput, Damage
 from search.names import study_name

@@ -1,6 +1,5 @@
 """From an experiment to what a worker holds: its network, its tasks, and the network as the last commit left it."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
@@ -9,12 +8,12 @@ from typing import Any
 from torch import nn
 
 from clnp.commit import fingerprint, restore
-from clnp.errors import Damaged, DataUnavailable, UnsupportedNetwork
+from clnp.errors import Damaged, UnsupportedNetwork
 from clnp.graph import Layer, Node, Plain
 from clnp.growth import grow
 from clnp.models import mlp, split_cifar_narrow, split_cifar_wide
 from clnp.network import Head, Network
-from clnp.tasks import dataset_sha256, permuted, split, split_cifar, validation_count, views
+from clnp.tasks import permuted, split, split_cifar, validation_count, views
 from clnp.tasks.task import Sequence as Tasks
 from clnp.tasks.task import Task
 from clnp.tensors import decode
@@ -33,7 +32,6 @@ __all__ = [
     "build_network",
     "build_sequence",
     "build_task",
-    "data_sha256",
     "forget",
     "grown",
     "resolve",
@@ -132,32 +130,6 @@ def build_task(
 ) -> Task:
     """One task of :func:`build_sequence`; its data are kept for who asks next."""
     return _task(*_which(experiment, replica, data_dir, code), index)
-
-
-def data_sha256(experiment: Experiment, data_dir: str | None = None, code: Sequence[str] = ()) -> str:
-    """What a run's data are known by: its data set's SHA-256, one over those of all, or of own tasks the first one's.
-
-    All data sets that a kind of tasks is made from, however few tasks there are, since more may be asked for later. Of
-    own tasks the first alone: making them all takes as long as it takes. Each task's own hash is written down when it
-    opens, and every worker checks it.
-
-    Raises:
-        BadInput: The data are not there, or one's own function fails.
-    """
-    if experiment.tasks.own:
-        try:
-            return build_sequence(experiment, 0, data_dir, code).sha256(0)
-        except DataUnavailable as error:
-            raise BadInput(str(error)) from error
-    found, problems = [], []
-    for dataset in experiment.tasks.datasets:
-        try:
-            found.append(dataset_sha256(dataset, data_dir))
-        except DataUnavailable as error:
-            problems.append(str(error))
-    if problems:
-        raise BadInput("\n".join(problems))
-    return found[0] if len(found) == 1 else hashlib.sha256("\n".join(found).encode()).hexdigest()
 
 
 def assemble(

@@ -176,15 +176,15 @@ class _Attempt:
         self._resolve()
         if row is not None:
             self.known = True
-            # What can be told without the data is told before Ray is imported for nothing.
+            # What can be told without the data is told before they are read.
             self._refuse_other(row, row.data)
             if row.state == "finished" and not self._goes_on(row):
                 self.view.note(f"run {self.name} is finished already")
                 complete(self.store, self.name, tell=self.view.note)
                 return
         check_records(self.store, self.experiment, self.name, None)
+        data = self._check_data(row)
         with self._make_backend() as backend:
-            data = self._check_data(row)
             pool = backend.form_pool(self.experiment)
             before = self.store.attempts(self.name)
             # Workers and backend too: the stacks of later tasks go by them.
@@ -255,7 +255,7 @@ class _Attempt:
 
     @contextlib.contextmanager
     def _make_backend(self) -> "Iterator[LiveBackend]":
-        """The backend, which may begin to import Ray while the run is checked; closed in the end."""
+        """The backend, which may begin to import Ray; closed in the end."""
         if self.kind == "tune":
             from search.backends.tune import Tune
 
@@ -285,7 +285,7 @@ class _Attempt:
         Raises:
             BadInput: It cannot be read, or the run of that name is another.
         """
-        from search.building import data_sha256
+        from search.data import data_sha256
 
         data = data_sha256(self.experiment, self.data_dir, self._code)
         if row is not None:
@@ -346,12 +346,13 @@ class _Attempt:
         Raises:
             SearchError: Why it stopped.
         """
-        from search.building import build_sequence
         from search.worker import WorkerSettings
 
         where = (self.data_dir, self._code)
         settings = WorkerSettings(writer.artifacts.location, self.data_dir, pool.device, pool.cpu, self._code, pool.gpu)
         backend.start(pool, settings)
+        from search.building import build_sequence  # torch, which takes as long as it takes Ray's processes to start
+
         notes = Notes(self.store, writer, tell=self.view.note, hurried=lambda: self.interrupted)
 
         def told(event: Event) -> None:

@@ -1,8 +1,12 @@
 """What there is to work with: cores and GPUs, and the pool of workers that an experiment makes of them."""
 
+import ctypes
 import os
+import runpy
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +16,9 @@ from search.experiment import Experiment
 __all__ = ["Needs", "Node", "Pool", "cores", "fitting", "form_pool", "gpus", "this_machine"]
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+_DRIVERS = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
+"""The library of NVIDIA's driver, without which no CUDA device is seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +84,29 @@ def cores() -> int:
 
 
 def gpus() -> int:
-    """The CUDA devices that this process may use."""
+    """The CUDA devices that this process may use. torch is imported only where it may see any: that takes a second."""
+    if not _may_have_gpus():
+        return 0
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _may_have_gpus() -> bool:
+    """Whether the installed torch may see a GPU here, by what it was built for and by NVIDIA's driver."""
+    torch = find_spec("torch")
+    if torch is None or torch.origin is None:
+        return True  # its import says what is wrong
+    built = runpy.run_path(str(Path(torch.origin).with_name("version.py")))
+    if built["hip"] is not None or (built["cuda"] is not None and sys.platform not in _DRIVERS):
+        return True
+    if built["cuda"] is None:
+        return False
+    try:
+        ctypes.CDLL(_DRIVERS[sys.platform])
+    except OSError:
+        return False
+    return True
 
 
 def this_machine() -> Node:

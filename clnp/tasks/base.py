@@ -1,14 +1,19 @@
-"""The samples that sequences are made from: whole data sets as bytes, checked and read once a process."""
+"""The samples that sequences are made from: whole data sets as bytes, checked and read once a process.
+
+Their hashes are had without torch, so that a run's data are known before anything is started.
+"""
 
 import hashlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from clnp.tasks import cifar, digits, vision
 from clnp.tasks.sizes import dataset_sizes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Samples", "dataset_sha256", "largest_value", "read_samples"]
 
@@ -17,8 +22,8 @@ __all__ = ["Samples", "dataset_sha256", "largest_value", "read_samples"]
 class Samples:
     """Bytes uint8 ``[n, inputs]`` from 0 to the :func:`largest_value`, and classes int64 ``[n]``."""
 
-    x: Tensor
-    y: Tensor
+    x: "Tensor"
+    y: "Tensor"
 
 
 def read_samples(dataset: str, data_dir: str | None = None, *, test: bool) -> Samples:
@@ -68,6 +73,6 @@ def _sha256(dataset: str, folder: Path | None) -> str:
         vision.check(dataset, folder)
         parts = [f"{file} {sha256}" for file, sha256 in vision.VISION[dataset].sha256.items()]
     else:
-        digits.read_digits()
+        digits.check_digits()
         parts = [f"digits {digits.SHA256}"]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

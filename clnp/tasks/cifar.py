@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from clnp.tasks.vision import check_file, load_torchvision
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["CIFAR", "check", "fetch", "read_images"]
 
@@ -43,7 +43,7 @@ def _files(loader: Any) -> Iterator[tuple[str, str]]:
         yield f"{loader.base_folder}/{file}", md5
 
 
-def read_images(dataset: str, folder: Path, *, test: bool) -> tuple[Tensor, Tensor]:
+def read_images(dataset: str, folder: Path, *, test: bool) -> "tuple[Tensor, Tensor]":
     """The images uint8 ``[n, 3072]``, in the order channels, height, width, and labels int64 ``[n]`` of one split.
 
     The labels of CIFAR-100 are its 100 fine ones.
@@ -51,6 +51,8 @@ def read_images(dataset: str, folder: Path, *, test: bool) -> tuple[Tensor, Tens
     Raises:
         DataUnavailable: See :func:`check`, which comes first.
     """
+    import torch
+
     check(dataset, folder)
     loaded = _loader(dataset)(str(folder), train=not test)
     images = torch.from_numpy(loaded.data).permute(0, 3, 1, 2)  # torchvision has turned them to height, width, channels

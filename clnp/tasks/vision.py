@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from clnp.errors import DataUnavailable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = ["VISION", "Images", "check", "check_file", "data_folder", "fetch", "load_torchvision", "read_images"]
 
@@ -63,7 +64,7 @@ VISION = {
     ),
 }
 
-_declared: list[torch.library.Library] = []
+_declared: "list[torch.library.Library]" = []
 
 
 @cache
@@ -76,6 +77,8 @@ def load_torchvision() -> Any:
     Raises:
         RuntimeError: torchvision cannot be imported for another reason, a version that does not fit torch for one.
     """
+    import torch
+
     try:
         return importlib.import_module("torchvision")
     except RuntimeError as error:
@@ -147,7 +150,7 @@ def _command(dataset: str, folder: Path) -> str:
     return f'python -c "{code}"' if plain else f"python -c {shlex.quote(code)}"
 
 
-def read_images(dataset: str, folder: Path, *, test: bool) -> tuple[Tensor, Tensor]:
+def read_images(dataset: str, folder: Path, *, test: bool) -> "tuple[Tensor, Tensor]":
     """The images uint8 ``[n, 784]`` and labels int64 ``[n]`` of one split, its two files checked first.
 
     The files are read by torchvision's readers and not by its class, which would prefer an older ``processed`` folder

@@ -28,7 +28,7 @@ from search.backends.nodes import Nodes
 from search.backends.reasons import first_line
 from search.machine import Pool
 from search.records import Job, Progress, dump, load, load_job
-from search.worker import WorkerSettings, perform
+from search.worker import WorkerSettings
 
 __all__ = ["Delivery", "Ended", "Exchange", "Jobs", "Parking", "Progressed", "Returned", "work"]
 
@@ -330,6 +330,8 @@ def work(config: dict[str, Any]) -> None:
     Its first report says where it is, so that a job that is lost before it was heard of is not held against its cells
     if it was its node that went.
     """
+    from search.worker import perform  # torch: the driver, which imports this too, has it later
+
     text = config["job"]
     job = load_job(config["kind"], text)
     settings = load(WorkerSettings, config["settings"])

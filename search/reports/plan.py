@@ -122,7 +122,7 @@ def plan(
 
 def _data(experiment: Experiment, data_dir: str | None, code: tuple[str, ...]) -> tuple[str | None, list[str]]:
     """The data's SHA-256, or None and what is wrong with them: a plan needs no data, the run will."""
-    from search.building import data_sha256
+    from search.data import data_sha256
 
     try:
         return data_sha256(experiment, data_dir, code), []

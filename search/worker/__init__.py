@@ -1,47 +1,24 @@
 """What a worker does: train a stack and scan it, or commit a winner and measure every task again.
 
 A worker knows no Ray and no database. A job says all it needs, records go back to who called, tensors into the artifact
-store (Promise 6).
+store (Promise 6). Who only says what a worker is told imports no torch: names are imported when they are first used.
 """
 
-from clnp.errors import Damaged, DataUnavailable, NothingToCommit
-from search.errors import BadInput, Damage
-from search.records import Failure, Job, JobResult, MeasureJob, StackJob
-from search.worker.commit import CommitWork
-from search.worker.place import Report
-from search.worker.process import configure, device_name, worker_name
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from search.worker.settings import WorkerSettings
-from search.worker.stack import MeasureWork, StackWork
+
+if TYPE_CHECKING:
+    from search.worker.jobs import perform
+    from search.worker.process import configure, device_name, worker_name
 
 __all__ = ["WorkerSettings", "configure", "device_name", "perform", "worker_name"]
 
+_LATER = {"configure": "process", "device_name": "process", "perform": "jobs", "worker_name": "process"}
 
-def perform(job: Job, settings: WorkerSettings, report: Report = lambda _: None) -> JobResult:
-    """Do a job.
 
-    Args:
-        job: What to do, and all that is needed for it.
-        settings: Of this worker.
-        report: Told after every epoch, of fine-tuning too, and every scan how far a job has come. What it raises ends
-            the job.
-
-    Returns:
-        The records; or, in :attr:`JobResult.failure`, why this job cannot succeed however often it is tried.
-
-    Raises:
-        Unavailable: The artifact store cannot be reached: another try may succeed.
-        RuntimeError: Training failed, such as for want of memory: smaller stacks may succeed.
-    """
-    configure(settings)
-    try:
-        if isinstance(job, StackJob):
-            return StackWork(job, settings, report).run()
-        if isinstance(job, MeasureJob):
-            return MeasureWork(job, settings).run()
-        return CommitWork(job, settings, report).run()
-    except (Damaged, Damage) as error:
-        return JobResult(failure=Failure("damage", str(error)))
-    except NothingToCommit as error:
-        return JobResult(failure=Failure("impossible", str(error)))
-    except (DataUnavailable, BadInput) as error:
-        return JobResult(failure=Failure("input", str(error)))
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -14,8 +14,9 @@ import search.building
 import search.own_code
 from clnp.models import mlp
 from clnp.network import Network
-from clnp.tasks import dataset_sha256, split, split_cifar, validation_count, views
-from search.building import build_network, build_sequence, build_task, data_sha256, forget, grown, resolve
+from clnp.tasks import split, split_cifar, validation_count, views
+from search.building import build_network, build_sequence, build_task, forget, grown, resolve
+from search.data import data_sha256
 from search.errors import BadInput
 from search.experiment import Experiment, differences, read_experiment
 from search.own_code import folders
@@ -279,28 +280,6 @@ def test_views_and_shuffled_classes_are_those_of_the_method(small_mnist: Path) -
     ):
         found = build_sequence(Experiment.model_validate({"tasks": tasks}), 0, data)
         assert [found.sha256(index) for index in range(5)] == [made.sha256(index) for index in range(5)]
-
-
-def test_the_data_of_several_data_sets_are_known_by_all_of_them(small_cifar: Path) -> None:
-    """However few tasks there are: more may be asked for later, and are of the same run."""
-    data = str(small_cifar)
-
-    def known(**tasks: Any) -> str:
-        return data_sha256(Experiment.model_validate({"tasks": tasks}), data)
-
-    assert known(kind="split-cifar", count=1) == known(kind="split-cifar", count=11, order="shuffled")
-    one = known(kind="split", dataset="cifar-10", classes=2)
-    assert one == dataset_sha256("cifar-10", data) != known(kind="split-cifar")
-    assert known(dataset="cifar-100") == dataset_sha256("cifar-100", data) != known(kind="split-cifar")
-
-
-def test_all_data_that_are_absent_are_named(tmp_path: Path) -> None:
-    for kind, names in (("split-cifar", ("CIFAR-10 ", "CIFAR-100 ")), ("views", ("MNIST ", "Fashion-MNIST "))):
-        with pytest.raises(BadInput) as caught:
-            data_sha256(Experiment.model_validate({"tasks": {"kind": kind}}), str(tmp_path))
-        for name in names:
-            assert f"{name}is not in {tmp_path}" in str(caught.value)
-        assert str(caught.value).count("Get it with\n  python -c ") == 2
 
 
 @pytest.mark.parametrize("tasks", [{"kind": "split-cifar", "count": 11}, {"kind": "views", "count": 16}])

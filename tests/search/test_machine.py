@@ -75,3 +75,30 @@ def test_a_quota_counts(quota: str, expected: int | None, tmp_path: Path, monkey
 
 def test_this_machine_has_a_core() -> None:
     assert this_machine().cpus >= 1
+
+
+@pytest.mark.parametrize(
+    ("built", "driver", "expected"),
+    [
+        ({"cuda": None, "hip": None}, "libc.so.6", False),
+        ({"cuda": "13.0", "hip": None}, "libc.so.6", True),
+        ({"cuda": "13.0", "hip": None}, "libabsent.so.1", False),
+        ({"cuda": None, "hip": "7.0"}, "libabsent.so.1", True),
+    ],
+)
+def test_torch_is_asked_for_gpus_where_it_may_see_some(
+    built: dict[str, Any], driver: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what it was built for and the driver: its import, which takes a second, comes while Ray starts."""
+    monkeypatch.setattr(machine.runpy, "run_path", lambda _: built)
+    monkeypatch.setattr(machine, "_DRIVERS", {"linux": driver})
+    asked = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: bool(asked.append("torch")))
+    assert machine.gpus() == 0
+    assert asked == ["torch"] * expected
+
+
+def test_the_installed_torch_says_what_it_was_built_for() -> None:
+    import torch
+
+    assert torch.cuda.device_count() == machine.gpus()
