@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from search.backends import joining
+from search.backends.lean import few_processes
 from search.backends.reasons import first_line
 from search.errors import BadInput, Unavailable
 from search.machine import Node, Pool
@@ -123,13 +124,15 @@ class Cluster:
             Unavailable: It does not start.
         """
         joining.read_token_again()
-        self._init(
-            address="local",  # without it Ray joins whatever runs on this machine
-            num_cpus=pool.workers * pool.cpu,
-            include_dashboard=False,
-            object_store_memory=_OBJECTS,
-            _temp_dir=self.folder,
-        )
+        with few_processes():
+            self._init(
+                address="local",  # without it Ray joins whatever runs on this machine
+                num_cpus=pool.workers * pool.cpu,
+                include_dashboard=False,
+                object_store_memory=_OBJECTS,
+                _temp_dir=self.folder,
+                _system_config={"preload_python_modules": ["search.backends.preload"]},
+            )
 
     def join(self) -> str:
         """Become a driver of the cluster that runs; its head's ``host:port``.

@@ -1,5 +1,6 @@
 """The backend on Ray Tune: one ``Tuner.fit()`` for the whole run, whose trials are the run's jobs."""
 
+import contextlib
 import queue
 import time
 import uuid
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from search.backends.cluster import Cluster, prepare, silence
+from search.backends.lean import ready_workers
 from search.backends.live import LiveBackend
 from search.backends.reasons import first_line, reason
 from search.errors import Unavailable
@@ -207,12 +209,14 @@ class Tune(LiveBackend):
                 failure_config=tune.FailureConfig(max_failures=0),
             ),
         )
-        tuner.fit()
+        with ready_workers() if self._cluster.address is None else contextlib.nullcontext():
+            tuner.fit()
 
 
 def _import_ray(own: bool) -> None:
+    """Ray alone: Tune is imported while Ray's processes start."""
     prepare(own=own)
-    import ray.tune  # noqa: F401
+    import ray  # noqa: F401
 
     silence()
 
