@@ -2,6 +2,8 @@
 records imports no torch and no Ray."""
 
 import argparse
+import atexit
+import gc
 import json
 import os
 import sys
@@ -25,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. Reports go to stdout, everything else to stderr."""
     for stream in (sys.stdout, sys.stderr):
         _spare_encoding(stream)
+    _collect_seldom()
     options = read_options(arguments)
     try:
         code = _COMMANDS[options.command](options)
@@ -44,6 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return code
+
+
+def _collect_seldom() -> None:
+    """Have Python look for garbage less often, and not at all once more at its end.
+
+    A run imports 2,500 modules, of whose objects none is garbage. Every 700 objects, as is Python's habit, the search
+    takes a third of torch's and Ray's import; the one at the end takes another second.
+    """
+    gc.set_threshold(50_000, 20, 100)
+    atexit.register(gc.freeze)
 
 
 def _spare_encoding(stream: TextIO) -> None:
