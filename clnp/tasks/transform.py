@@ -64,13 +64,21 @@ class Transform:
         x = raw.flatten(1)
         if self.permutation is not None:
             # Before the floats are made: bytes are a quarter of the memory traffic.
-            x = x[:, self.permutation.to(x.device)]
+            x = _reorder(x, self.permutation)
         # A tensor and not a number: by a number CUDA multiplies with the reciprocal, which can give another last bit.
         scale = torch.tensor(self.scale, dtype=torch.float32, device=x.device)
         x = x.to(torch.float32, copy=True)
         if self.inverted:
             x.neg_().add_(scale)
         return x.div_(scale).reshape(len(x), *self.shape)
+
+
+def _reorder(x: Tensor, order: Tensor) -> Tensor:
+    """The features of ``x`` ``[n, features]`` in another order."""
+    if x.device.type != "cpu" or x.dtype != torch.uint8:
+        return x[:, order.to(x.device)]
+    # Of bytes numpy has MNIST's test split in another order after 5 ms, torch after 18.
+    return torch.from_numpy(x.numpy().take(order.numpy(force=True), axis=1))
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST through torchvision: found, checked by hash, read whole. CIFAR has a module of its own."""
+"""MNIST and Fashion-MNIST: fetched by torchvision, found, checked by hash, read whole. CIFAR has its own module."""
 
 import hashlib
 import importlib
@@ -37,6 +37,9 @@ class Images:
 
 _TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 _TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+_IMAGES_HEADER, _LABELS_HEADER = 16, 8
+"""Bytes of an idx file before its numbers: what they are, and how many along each dimension."""
 
 # torchvision gives the MD5 of the packed files (MNIST.resources, FashionMNIST.resources). These are the SHA-256 of what
 # they unpack to, whose MD5 are 6bbc9ace, a25bea73, 2646ac64, 27ae3e4e (MNIST) and f4a8712d, 9018921c, 8181f547,
@@ -153,20 +156,21 @@ def _command(dataset: str, folder: Path) -> str:
 def read_images(dataset: str, folder: Path, *, test: bool) -> "tuple[Tensor, Tensor]":
     """The images uint8 ``[n, 784]`` and labels int64 ``[n]`` of one split, its two files checked first.
 
-    The files are read by torchvision's readers and not by its class, which would prefer an older ``processed`` folder
-    that has no known hash.
+    Without torchvision, whose import takes 1.5 s in every worker: of an idx file whose hash is known its numbers follow
+    a header of known length.
 
     Raises:
         DataUnavailable: See :func:`check`.
     """
+    import numpy as np
+    import torch
+
     files = _TEST if test else _TRAIN
     check(dataset, folder, files)
-    load_torchvision()
-    reader = importlib.import_module("torchvision.datasets.mnist")
     raw = folder / VISION[dataset].folder / "raw"
-    images: Tensor = reader.read_image_file(str(raw / files[0]))
-    labels: Tensor = reader.read_label_file(str(raw / files[1]))
-    return images.flatten(1), labels
+    images = torch.from_numpy(np.fromfile(raw / files[0], np.uint8, offset=_IMAGES_HEADER))
+    labels = torch.from_numpy(np.fromfile(raw / files[1], np.uint8, offset=_LABELS_HEADER))
+    return images.view(len(labels), -1), labels.long()
 
 
 def fetch(dataset: str, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Reading the MNIST family: small files of its format, known by their own hashes, and the real ones where they are."""
 
 import hashlib
+import importlib
 import os
 import re
 import shlex
@@ -48,6 +49,20 @@ def test_images_are_read_whole_and_flat(small: Path) -> None:
         assert labels.dtype == torch.int64
         raw = (small / "MNIST/raw" / f"{'t10k' if test else 'train'}-images-idx3-ubyte").read_bytes()
         assert images.numpy().tobytes() == raw[16:]
+
+
+def test_images_are_those_that_torchvision_reads_and_torchvision_is_not_imported_for_them(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its import takes longer than all that a worker does with a small task."""
+    vision.load_torchvision()
+    reader = importlib.import_module("torchvision.datasets.mnist")
+    raw = small / "MNIST/raw"
+    monkeypatch.setattr(vision, "load_torchvision", lambda: pytest.fail("torchvision was asked for"))
+    for test, split in ((False, "train"), (True, "t10k")):
+        images, labels = vision.read_images("mnist", small, test=test)
+        assert torch.equal(images, reader.read_image_file(str(raw / f"{split}-images-idx3-ubyte")).flatten(1))
+        assert torch.equal(labels, reader.read_label_file(str(raw / f"{split}-labels-idx1-ubyte")))
 
 
 def test_one_read_serves_the_process(small: Path) -> None:
