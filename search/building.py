@@ -144,7 +144,11 @@ def assemble(
         Damage: An artifact is missing or does not hash to its name.
         Damaged: It does not fit the network, or its task's fingerprint is not the recorded one.
     """
-    network = build_network(experiment, code)
+    return _add(build_network(experiment, code), commits, artifacts)
+
+
+def _add(network: Network, commits: Sequence[Committed], artifacts: Artifacts) -> Network:
+    """Put commits back, in place or, where the network grew between them, on a copy."""
     for committed in commits:
         network = grown(network, committed.widths)
         restore(network, decode(_commit_of(committed, artifacts)))
@@ -178,14 +182,24 @@ def without_commit(task: int) -> str:
 def assembled(
     experiment: Experiment, commits: Sequence[Committed], artifacts: Artifacts, code: Sequence[str] = ()
 ) -> Network:
-    """As :func:`assemble`, kept for who asks next: copy it before it is changed."""
-    key = (_Key(experiment), tuple(commits), artifacts.location, tuple(code))
-    if key not in _ASSEMBLED:
-        network = assemble(experiment, commits, artifacts, code)
+    """As :func:`assemble`, kept for who asks next: copy it before it is changed.
+
+    Only what was committed since the last time is read: a worker has nearly all of it from the task before.
+    """
+    keys = [
+        (_Key(experiment), tuple(commits[:count]), artifacts.location, tuple(code))
+        for count in range(len(commits), -1, -1)
+    ]
+    if keys[0] not in _ASSEMBLED:
+        known = next((key for key in keys if key in _ASSEMBLED), None)
+        if known is None:
+            network = assemble(experiment, commits, artifacts, code)
+        else:
+            network = _add(_ASSEMBLED[known].copy(), commits[len(known[1]) :], artifacts)
         while len(_ASSEMBLED) >= _KEPT:
             del _ASSEMBLED[next(iter(_ASSEMBLED))]
-        _ASSEMBLED[key] = network
-    return _ASSEMBLED[key]
+        _ASSEMBLED[keys[0]] = network
+    return _ASSEMBLED[keys[0]]
 
 
 def grown(network: Network, widths: Sequence[int]) -> Network:

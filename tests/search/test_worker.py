@@ -672,6 +672,27 @@ def test_caches_are_bounded(single: Played, tmp_path: Path, monkeypatch: pytest.
     assert len(search.building._ASSEMBLED) == 4
 
 
+def test_a_worker_reads_only_what_was_committed_since(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 25 tasks it would else fetch and hash the 24 before, in every task."""
+    last = played.results[3].commit
+    assert last is not None
+    before = played.stack(1).commits
+    after = (*before, Committed(1, last.artifact, last.fingerprint, last.widths))
+    artifacts, read = Artifacts(played.settings.artifacts), []
+    first = assembled(played.experiment, before, artifacts)
+    untouched = first.copy().state_dict()
+    monkeypatch.setattr(Artifacts, "get", lambda *given, **named: (read.append(given), get(*given, **named))[1])
+    found = assembled(played.experiment, after, artifacts).state_dict()
+    assert len(read) == 1
+    assert assembled(played.experiment, before, artifacts) is first
+    for expected, now in (
+        (untouched, first.state_dict()),
+        (assemble(played.experiment, after, artifacts).state_dict(), found),
+    ):
+        assert expected.keys() == now.keys()
+        assert all(torch.equal(now[name], value) for name, value in expected.items())
+
+
 LIMITED = """
 import json, resource, sys
 
