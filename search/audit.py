@@ -150,8 +150,8 @@ class _Audit:
             commit = self._known.history.commits.get((replica, task))
             gone = set() if commit is None else set(losers(self._known.experiment.keep, cells, commit))
             # What was given up stays so, whatever the run keeps now.
-            dropped = {index for index in cells if (replica, task, index) in self._known.history.dropped}
-            gone |= {artifact for index in dropped if (artifact := cells[index].artifact) is not None}
+            given_up = {index for index in cells if (replica, task, index) in self._known.history.given_up}
+            gone |= {artifact for index in given_up if (artifact := cells[index].artifact) is not None}
             recovery = self._of_open_task(replica, task) if commit is None else _OF_COMMITTED_TASK
             for index, record in sorted(cells.items()):
                 if record.artifact and record.artifact not in gone:

@@ -38,14 +38,14 @@ class _Task:
 
     Attributes:
         tensors: SHA-256 → what they are, of those that the new run keeps.
-        dropped: Cells, by index, whose tensors it goes without.
+        given_up: Cells, by index, whose tensors it goes without.
     """
 
     opening: Opening
     cells: Mapping[int, CellRecord]
     commit: CommitRecord
     tensors: Mapping[str, str]
-    dropped: frozenset[int]
+    given_up: frozenset[int]
 
 
 def with_origin(store: Store | None, experiment: Experiment, name: str, run: str, tasks: int) -> Experiment:
@@ -169,8 +169,8 @@ def _steps(source: _Source, writer: Writer, task: _Task) -> Iterator[Callable[[]
         yield lambda sha256=sha256, what=what: writer.artifacts.put(_tensors(source, sha256, what, index))  # type: ignore[misc]
     yield lambda: writer.open_task(task.opening)
     for cell, record in sorted(task.cells.items()):
-        dropped = cell in task.dropped
-        yield lambda record=record, dropped=dropped: writer.add_cell(replica, index, record, dropped=dropped)  # type: ignore[misc]
+        given_up = cell in task.given_up
+        yield lambda record=record, given_up=given_up: writer.add_cell(replica, index, record, given_up=given_up)  # type: ignore[misc]
     yield lambda: writer.add_commit(task.commit)
 
 
@@ -236,18 +236,18 @@ def _task(source: _Source, experiment: Experiment, replica: int, task: int) -> _
         raise Damage(f"run {run}, {place(*here)}: the ledger has the commit and no opening; restore it from a backup")
     # What the other run gave up cannot be had, and what it is about to give up may be gone in a moment.
     gone = {*losers(experiment.keep, cells, commit), *losers(source.experiment.keep, cells, commit)}
-    dropped = frozenset(
+    given_up = frozenset(
         index
         for index, record in cells.items()
-        if record.artifact in gone or (replica, task, index) in source.history.dropped
+        if record.artifact in gone or (replica, task, index) in source.history.given_up
     )
     tensors = {
         record.artifact: f"{place(*here)}, the tensors of cell {index}"
         for index, record in sorted(cells.items())
-        if record.artifact and index not in dropped
+        if record.artifact and index not in given_up
     }
     tensors[commit.artifact] = f"{place(*here)}, the tensors of the commit"
-    return _Task(opening, cells, commit, tensors, dropped)
+    return _Task(opening, cells, commit, tensors, given_up)
 
 
 def _tensors(source: _Source, sha256: str, what: str, task: int) -> bytes:

@@ -51,7 +51,7 @@ def surplus(experiment: Experiment, history: History) -> list[str]:
         record.artifact
         for (replica, task), cells in history.cells.items()
         for index, record in cells.items()
-        if (replica, task, index) not in history.dropped
+        if (replica, task, index) not in history.given_up
     }
     return sorted(gone & known)
 
@@ -151,7 +151,7 @@ def _needed(experiment: Experiment, history: History, rows: Iterable[Tensors]) -
         for artifact in losers(experiment.keep, history.cells.get((replica, task), {}), commit)
     }
     rows = list(rows)
-    needed = {row.artifact for row in rows if not row.dropped and (row.replica, row.task, row.artifact) not in lost}
+    needed = {row.artifact for row in rows if not row.given_up and (row.replica, row.task, row.artifact) not in lost}
     return needed, {row.artifact for row in rows}
 
 

@@ -170,7 +170,7 @@ class Jobs(Table):
 class Cells(Table):
     """A row a cell that a worker finished. It counts once its Optuna trial is there, which carries the same ``key``.
 
-    ``dropped``: its tensors were given up after the commit.
+    ``given_up``: its tensors were, after the commit.
     """
 
     __tablename__ = "clnp_cells"
@@ -186,7 +186,8 @@ class Cells(Table):
     cell: Mapped[int] = mapped_column(primary_key=True)
     key: Mapped[str]
     artifact: Mapped[str | None] = mapped_column(String(64))
-    dropped: Mapped[bool]
+    # The column keeps the name that it was made with.
+    given_up: Mapped[bool] = mapped_column("dropped", key="given_up")
     record: Mapped[str]
 
 

@@ -89,7 +89,7 @@ class History:
 
     Attributes:
         cells: Cell index → record, the finished cells only: those that have their trial.
-        dropped: Of finished cells, as (replica, task, cell): those whose tensors were given up.
+        given_up: Of finished cells, as (replica, task, cell): those whose tensors were.
         losses: Since the run last stopped for a reason, oldest first: who continues it then gets fresh retries.
         splits: The stacks that found no memory and went out in halves, oldest first.
         memory: What a stack takes of a GPU, if it was measured.
@@ -101,7 +101,7 @@ class History:
     losses: list[Loss]
     splits: list[Loss] = field(default_factory=list)
     memory: Memory | None = None
-    dropped: set[tuple[int, int, int]] = field(default_factory=set)
+    given_up: set[tuple[int, int, int]] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +112,15 @@ class Tensors:
     task: int
     cell: int | None
     artifact: str
-    dropped: bool
+    given_up: bool
 
 
 def read_tensors(connection: Connection, run_id: int | None) -> list[Tensors]:
     """Every artifact that the rows of a run name, of cells without a trial too."""
-    cells = select(Cells.replica, Cells.task, Cells.cell, Cells.artifact, Cells.dropped)
+    cells = select(Cells.replica, Cells.task, Cells.cell, Cells.artifact, Cells.given_up)
     cells = cells.where(Cells.run_id == run_id, Cells.artifact.is_not(None))
     commits = select(Commits.replica, Commits.task, Commits.artifact).where(Commits.run_id == run_id)
-    found = [Tensors(row.replica, row.task, row.cell, row.artifact, row.dropped) for row in connection.execute(cells)]
+    found = [Tensors(row.replica, row.task, row.cell, row.artifact, row.given_up) for row in connection.execute(cells)]
     found += [Tensors(row.replica, row.task, None, row.artifact, False) for row in connection.execute(commits)]
     return found
 
@@ -174,8 +174,8 @@ def read_history(connection: Connection, run_id: int | None, name: str) -> Histo
         place = row.replica, row.task
         if (place, row.key) in trials:
             cells[place][row.cell] = read(CellRecord, row.record, where)
-            if row.dropped:
-                history.dropped.add((*place, row.cell))
+            if row.given_up:
+                history.given_up.add((*place, row.cell))
     history.cells.update(cells)
     for row, where in _rows(connection, Openings, run_id, name):
         history.openings[row.replica, row.task] = read(Opening, row.record, where)

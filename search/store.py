@@ -380,7 +380,7 @@ class Store:
 
     def keeps_tensors(self, name: str) -> bool:
         """Whether rows of the run of that name, if there is one, name tensors that are kept."""
-        return any(not each.dropped for each in self.tensors(name))
+        return any(not each.given_up for each in self.tensors(name))
 
     def _prepare(self, name: str, location: str) -> None:
         """Make the run's own folder, or see that it can be used still.

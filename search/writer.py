@@ -127,7 +127,7 @@ class Writer:
 
         self._attempt = self._write(work)
         self.artifacts.sweep()
-        self._remove_dropped(self.artifacts.list())
+        self._remove_given_up(self.artifacts.list())
 
     def open_task(self, opening: Opening) -> None:
         """Write down a task's cells and stacks, and make its study.
@@ -204,11 +204,11 @@ class Writer:
             )
         )
 
-    def add_cell(self, replica: int, task: int, record: CellRecord, *, dropped: bool = False) -> None:
+    def add_cell(self, replica: int, task: int, record: CellRecord, *, given_up: bool = False) -> None:
         """Write a finished cell: its row with the staircase, then its trial. Its tensors are in the store already.
 
         Args:
-            dropped: They are not, and nobody will need them.
+            given_up: They are not, and nobody will need them.
 
         Raises:
             Damage: It has a trial already, with other results.
@@ -229,7 +229,7 @@ class Writer:
                         f"already, with other results: {known.score} and {record.score}; the first ones stand"
                     )
                 return None
-            self._put_cell(connection, replica, task, record, known is not None, dropped)
+            self._put_cell(connection, replica, task, record, known is not None, given_up)
             return opening
 
         with self._lock:
@@ -284,7 +284,7 @@ class Writer:
         with self._lock:
             if artifacts:
                 self._write(lambda connection: self._give_up(connection, artifacts))
-                self._remove_dropped(artifacts)
+                self._remove_given_up(artifacts)
 
     def update_run(self, experiment_json: dict[str, Any], *, surplus: Collection[str] = ()) -> None:
         """Write down the experiment as it is now: more replicas or tasks, other workers.
@@ -301,7 +301,7 @@ class Writer:
         with self._lock:
             self._write(work)
             if surplus:
-                self._remove_dropped(surplus)
+                self._remove_given_up(surplus)
 
     def finish(self, state: Literal["finished", "stopped"], reason: str = "") -> None:
         """Write down how the run ended: every task committed, or stopped for a reason that a person has to see."""
@@ -409,15 +409,20 @@ class Writer:
             Commits.task == Cells.task,
             Commits.winner != Cells.cell,
         )
-        mine = update(Cells).where(Cells.run_id == self._run, committed.exists()).values(dropped=True)
+        mine = update(Cells).where(Cells.run_id == self._run, committed.exists()).values(given_up=True)
         every = list(artifacts)
         for begin in range(0, len(every), _FEW):
             connection.execute(mine.where(Cells.artifact.in_(every[begin : begin + _FEW])))
 
     def _put_cell(
-        self, connection: Connection, replica: int, task: int, record: CellRecord, known: bool, dropped: bool
+        self, connection: Connection, replica: int, task: int, record: CellRecord, known: bool, given_up: bool
     ) -> None:
-        values = {"key": cell_key(record.cell), "artifact": record.artifact, "dropped": dropped, "record": dump(record)}
+        values = {
+            "key": cell_key(record.cell),
+            "artifact": record.artifact,
+            "given_up": given_up,
+            "record": dump(record),
+        }
         if known:
             row = Cells.run_id == self._run, Cells.replica == replica, Cells.task == task
             connection.execute(update(Cells).where(*row, Cells.cell == record.cell.index).values(**values))
@@ -425,17 +430,17 @@ class Writer:
             place = {"run_id": self._run, "replica": replica, "task": task, "cell": record.cell.index}
             connection.execute(insert(Cells).values(**place, **values))
 
-    def _remove_dropped(self, among: Collection[str]) -> None:
+    def _remove_given_up(self, among: Collection[str]) -> None:
         """Of these tensors, remove those that were given up and that no row still needs."""
 
         def needed(connection: Connection) -> set[str]:
             # Of a task's losers only their rows are looked at, however many the run has; a start looks at all of them.
             few = [Cells.artifact.in_(among)] if len(among) <= _FEW else []
             mine = Cells.run_id == self._run, Cells.artifact.is_not(None), *few
-            dropped = set(connection.execute(select(Cells.artifact).where(*mine, Cells.dropped)).scalars())
-            kept = set(connection.execute(select(Cells.artifact).where(*mine, ~Cells.dropped)).scalars())
+            given_up = set(connection.execute(select(Cells.artifact).where(*mine, Cells.given_up)).scalars())
+            kept = set(connection.execute(select(Cells.artifact).where(*mine, ~Cells.given_up)).scalars())
             commits = set(connection.execute(select(Commits.artifact).where(Commits.run_id == self._run)).scalars())
-            return {sha256 for sha256 in dropped - kept - commits if sha256}
+            return {sha256 for sha256 in given_up - kept - commits if sha256}
 
         for sha256 in sorted(self._write(needed).intersection(among)):
             self.artifacts.remove(sha256)

@@ -121,7 +121,7 @@ def records(store: Store, name: str, tasks: int = 99, *, timed: bool = False) ->
         "openings": {place: history.openings[place] for place in here},
         "cells": {place: {i: keep(one) for i, one in history.cells[place].items()} for place in here},
         "commits": {place: keep(one) for place, one in history.commits.items() if place in here},
-        "dropped": {entry for entry in history.dropped if entry[:2] in here},
+        "given_up": {entry for entry in history.given_up if entry[:2] in here},
         "trials": trials,
         "files": Artifacts(row.artifacts).list() if tasks == 99 else (),
     }
@@ -297,7 +297,7 @@ def _named(store: Store) -> set[str]:
     history = store.history("new")
     found = {one.artifact for one in history.commits.values()}
     for place, cells in history.cells.items():
-        found |= {one.artifact for i, one in cells.items() if one.artifact and (*place, i) not in history.dropped}
+        found |= {one.artifact for i, one in cells.items() if one.artifact and (*place, i) not in history.given_up}
     return found
 
 

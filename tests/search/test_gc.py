@@ -39,10 +39,10 @@ def filled(store: Store, make: Any) -> dict[str, str]:
 def fill(store: Store, make: Any, name: str, keep: str = "candidates") -> dict[str, str]:
     with store.take(name, **{**make.take, "experiment_json": experiment(keep)}) as writer:
         put = writer.artifacts.put
-        found = {what: put(f"{name} {what}".encode()) for what in ("winner", "candidate", "loser", "dropped", "commit")}
+        found = {what: put(f"{name} {what}".encode()) for what in ("winner", "candidate", "loser", "outcast", "commit")}
         writer.open_task(make.opening())
-        for index, what in enumerate(("winner", "candidate", "loser", "dropped")):
-            writer.add_cell(0, 0, make.record(index, artifact=found[what]), dropped=what == "dropped")
+        for index, what in enumerate(("winner", "candidate", "loser", "outcast")):
+            writer.add_cell(0, 0, make.record(index, artifact=found[what]), given_up=what == "outcast")
         writer.add_commit(make.commit(artifact=found["commit"]))
         writer.open_task(make.opening(task=1))
         writer.add_cell(0, 1, make.record(0, artifact=put(f"{name} open".encode())))
@@ -65,7 +65,7 @@ def test_what_no_row_needs_is_shown_and_then_removed(store: Store, filled: dict[
     shown = survey(store)
     assert set(artifacts(store).list()) == set(filled.values()), "nothing is removed by looking"
     (run,) = shown["runs"]
-    assert run["given_up"] == {"files": 2, "bytes": len("run loserrun dropped")}
+    assert run["given_up"] == {"files": 2, "bytes": len("run loserrun outcast")}
     assert run["orphans"] == {"files": 1, "bytes": len("run orphan")}
     assert run["half_written"] == {"files": 1, "bytes": 4}
     assert (shown["files"], shown["bytes"], shown["removed"]) == (4, 34, False)
@@ -75,8 +75,8 @@ def test_what_no_row_needs_is_shown_and_then_removed(store: Store, filled: dict[
     assert store.holder("run") is None
     again = collect(store)
     assert (again["files"], again["bytes"]) == (0, 0)
-    dropped = {(0, 0, index) for index in (2, 3)}
-    assert store.history("run").dropped == dropped, "a reader knows that these are gone"
+    given_up = {(0, 0, index) for index in (2, 3)}
+    assert store.history("run").given_up == given_up, "a reader knows that these are gone"
 
 
 @pytest.mark.parametrize(("keep", "lost"), [("winners", 3), ("candidates", 2), ("all", 1)])

@@ -10,7 +10,7 @@ from sqlalchemy import func, inspect, select, text, update
 
 from search.database import Database
 from search.errors import BadInput, Damage
-from search.ledger import SCHEMA, Schema, create_tables, has_tables, read
+from search.ledger import SCHEMA, Cells, Schema, create_tables, has_tables, read
 from search.records import CellRecord, dump
 
 
@@ -61,6 +61,12 @@ assert has_tables(database)
         assert connection.execute(select(func.count()).select_from(Schema)).scalar() == 1
         assert connection.execute(text("SELECT count(*) FROM alembic_version")).scalar() == 1
     database.close()
+
+
+def test_the_columns_are_those_that_databases_hold_already() -> None:
+    """A database is not changed by the version that reads it: whatever the code calls a column, its name stays."""
+    columns = {column.name for column in Cells.__table__.columns}
+    assert columns == {"run_id", "replica", "task", "cell", "key", "artifact", "dropped", "record"}
 
 
 def test_tables_of_an_older_version_are_refused(tmp_path: Path) -> None:

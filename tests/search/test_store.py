@@ -419,7 +419,7 @@ def test_what_a_run_keeps_is_written_with_what_that_gives_up(
         assert row is not None
         done = cut == "after"
         assert (row.experiment == {"keep": "winners"}) == done
-        assert store.history("run").dropped == ({(0, 0, 1)} if done else set())
+        assert store.history("run").given_up == ({(0, 0, 1)} if done else set())
         assert writer.artifacts.list() == (() if done else (sha256,))
 
 
