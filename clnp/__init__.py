@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clnp.finetuning import fine_tune
     from clnp.forgetting import Choice, Pick, Point, Trial, choose
     from clnp.growth import grow
+    from clnp.halving import Halving
     from clnp.models import mlp, split_cifar_narrow, split_cifar_wide
     from clnp.network import Network
     from clnp.ownership import with_free
@@ -28,6 +29,7 @@ __all__ = [
     "Damaged",
     "DataUnavailable",
     "Diverged",
+    "Halving",
     "Member",
     "Network",
     "NothingToCommit",
@@ -70,6 +72,7 @@ _HOME = {
     "finetuning": ["fine_tune"],
     "forgetting": ["Choice", "Pick", "Point", "Trial", "choose"],
     "growth": ["grow"],
+    "halving": ["Halving"],
     "models": ["mlp", "split_cifar_narrow", "split_cifar_wide"],
     "network": ["Network"],
     "ownership": ["with_free"],

@@ -66,7 +66,7 @@ def measure(
     """
     # Two: the first step's gradients live while the second begins.
     batch, scored = _first(train_split, 2 * settings.batch_size), _first(validation, SCORED)
-    once = replace(settings, epochs=1)
+    once = replace(settings, epochs=1, halving=None)
 
     def run(members: int) -> int:
         return peak(lambda: train(network, batch, scored, [member] * members, once, seed=seed))

@@ -59,6 +59,24 @@ class Optimizer(ABC):
                     gradient.addcmul_(torch.sign(slot.value, out=slot.scratch), slot.alpha)
                 slot.value.sub_(self._update(name, slot, gradient))
 
+    def keep(self, stack: Stack, places: Sequence[int]) -> None:
+        """Go on with these members alone, after the stack does: see :meth:`clnp.stack.Stack.keep`."""
+        for name, slot in self._slots.items():
+            value = stack.parameters[name].detach()
+            index = torch.tensor(places, device=value.device)
+            self._slots[name] = _Slot(
+                value,
+                None if slot.alpha is None else slot.alpha.index_select(0, index),
+                slot.rate.index_select(0, index),
+                slot.scratch[: len(places)],
+            )
+            for state in self._states():
+                state[name] = state[name].index_select(0, index)
+
+    def _states(self) -> Sequence[dict[str, Tensor]]:
+        """What it keeps from step to step, by parameter; each has its shape."""
+        return ()
+
     @abstractmethod
     def _update(self, name: str, slot: _Slot, gradient: Tensor) -> Tensor:
         """What to subtract from the parameter, in its scratch or in the gradient's memory."""
@@ -81,6 +99,9 @@ class Adam(Optimizer):
     def step(self, gradients: Mapping[str, Tensor]) -> None:
         self._steps += 1
         super().step(gradients)
+
+    def _states(self) -> Sequence[dict[str, Tensor]]:
+        return self._first, self._second
 
     def _update(self, name: str, slot: _Slot, gradient: Tensor) -> Tensor:
         beta1, beta2 = self.betas
@@ -121,6 +142,9 @@ class Sgd(Optimizer):
         super().__init__(stack, alpha, rate)
         self.momentum = momentum
         self._velocity = self._zeros() if momentum else {}
+
+    def _states(self) -> Sequence[dict[str, Tensor]]:
+        return (self._velocity,) if self.momentum else ()
 
     def _update(self, name: str, slot: _Slot, gradient: Tensor) -> Tensor:
         if self.momentum:

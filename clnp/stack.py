@@ -71,7 +71,7 @@ class Stack:
             values[place] = self._old(place, values, None)
         return tuple(_turned(values[place]) for place in self._parts.frontier)
 
-    def keep(self, x: Tensor, limit: int) -> tuple[Tensor, ...] | None:
+    def whole_prefix(self, x: Tensor, limit: int) -> tuple[Tensor, ...] | None:
         """The prefix of many samples, computed piece by piece; None where their old features take more than ``limit``
         bytes. The samples themselves are not copied."""
         frontier, first = self._parts.frontier, self.prefix(x[:1])
@@ -119,6 +119,14 @@ class Stack:
             for name, piece in pieces.items():
                 piece.into(values[piece.entry], stacked[name].detach()[index])
         return values
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Go on with these members alone, in this order. Their parameters are copied; those of the others are gone."""
+        index = torch.tensor(places, device=next(iter(self.parameters.values())).device)
+        for own in (self.parameters, self._statistics):
+            for name, value in own.items():
+                own[name] = value.detach().index_select(0, index).requires_grad_(value.requires_grad)
+        self.members = len(places)
 
     def finite(self) -> Tensor:
         """Which members hold finite numbers only: bool ``[members]``."""

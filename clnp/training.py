@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from clnp.graph import Norm
+from clnp.halving import Dropped, Halving, halve
 from clnp.network import Network
 from clnp.optimizers import Adam, AdamW, Optimizer, Sgd
 from clnp.ownership import check_room, entries, take_free, trainable
@@ -64,6 +66,7 @@ class Settings:
         early_stopping: Keep a member's first best validation epoch, whole, instead of its last.
         patience: With early stopping, how many epochs a member may go without a better one before it ends.
         precision: Of the products of a step, see :mod:`clnp.precision`; what is scored is float32.
+        halving: After which epochs the hopeless members are dropped, all before the last; None: no member is.
 
     Raises:
         ValueError: A value out of range, or one that this optimizer or way of stopping does not use.
@@ -78,6 +81,7 @@ class Settings:
     early_stopping: bool = False
     patience: int | None = None
     precision: Precision = "float32"
+    halving: Halving | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size), ("patience", self.patience)):
@@ -103,6 +107,10 @@ class Settings:
             raise ValueError(f"norm_alpha is {self.norm_alpha}; it must be finite and at least 0")
         if self.patience is not None and not self.early_stopping:
             raise ValueError(f"patience is {self.patience} without early_stopping; turn early_stopping on or drop it")
+        if self.halving is not None and self.halving.epochs[-1] >= self.epochs:
+            raise ValueError(
+                f"halving is after epoch {self.halving.epochs[-1]} of {self.epochs}; whom it drops must have some left"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +119,7 @@ class Trained:
 
     Attributes:
         diverged: Why it has no finite numbers, or None. Where given, ``free`` is empty and ``epoch`` is 0.
+        dropped: Why it did not train to its end, or None. Where given, ``free`` is empty and ``epoch`` is 0.
         free: What the task may have changed, compact, see :func:`clnp.ownership.take_free`.
         epochs: Right answers on the validation split after each epoch that it was trained, as far as it stayed finite.
         epoch: The epoch kept, from 1.
@@ -120,6 +129,7 @@ class Trained:
     free: dict[str, Tensor]
     epochs: tuple[int, ...]
     epoch: int
+    dropped: Dropped | None = None
 
 
 def open_task(network: Network, *, seed: int) -> Network:
@@ -193,7 +203,9 @@ def train(
 
     Minimises each member's mean cross-entropy plus ``alpha · |w|₁`` over its free weights, and ``norm_alpha`` times
     that of its free BatchNorm channels' scales and shifts. The order of the samples is drawn from seed, task and stage
-    alone. A member that stops being finite has diverged; it changes no other member by a bit.
+    alone. A member that stops being finite has diverged; it changes no other member by a bit. With ``halving`` the
+    stack goes on without those that have ended, in whatever way, after each of its epochs: how many share a stack is
+    in the bits of those that go on.
 
     Args:
         network: An opened network, see :func:`open_task`. It is not changed.
@@ -204,7 +216,7 @@ def train(
         seed: Of the replica.
         stage: 0 for a task's first training; another for each later one, whose samples come in another order.
         on_epoch: Called after every epoch with its number, from 1, and each member's right answers (0 once it has
-            diverged).
+            diverged or was dropped; its last once it has ended).
 
     Returns:
         One result a member, in order. The tensors are on the network's device.
@@ -225,6 +237,7 @@ def train(
     noise.manual_seed(generator(seed, "dropout", *place).initial_seed())
     courses = [_Course(settings) for _ in members]
     samples, held_out = _Samples(stack, train), _Samples(stack, validation)
+    stacked = courses
     for epoch in range(1, settings.epochs + 1):
         permutation = torch.randperm(len(train), generator=order).to(network.device)
         with products(settings.precision, network.device):
@@ -232,14 +245,18 @@ def train(
         correct, finite = _score(stack, held_out)
         # The one place of an epoch where the host waits for the device.
         counts, whole = torch.stack([correct, (finite & loss.isfinite() & stack.finite()).long()]).tolist()
-        for index, course in enumerate(courses):
+        for index, course in enumerate(stacked):
             if course.note(epoch, counts[index], finite=bool(whole[index])):
                 course.free = take_free(network, stack.member(index))
+        if settings.halving is not None and epoch in settings.halving.epochs:
+            _halve(courses, epoch, len(validation), settings.halving.margin)
         if on_epoch is not None:
-            on_epoch(epoch, tuple(0 if c.diverged else n for c, n in zip(courses, counts, strict=True)))
+            on_epoch(epoch, tuple(course.correct for course in courses))
         if all(course.ended for course in courses):
             break
-    return [Trained(c.diverged, c.free, tuple(c.counts), c.epoch) for c in courses]
+        if settings.halving is not None and epoch in settings.halving.epochs:
+            stacked = _going_on(stack, optimizer, stacked)
+    return [Trained(c.diverged, c.free, tuple(c.counts), c.epoch, c.dropped) for c in courses]
 
 
 @dataclass(slots=True)
@@ -251,7 +268,23 @@ class _Course:
     epoch: int = 0
     free: dict[str, Tensor] = field(default_factory=dict)
     diverged: str | None = None
+    dropped: Dropped | None = None
     ended: bool = False
+
+    @property
+    def correct(self) -> int:
+        """Right answers after its last epoch; 0 where nothing of it is kept."""
+        return 0 if self.diverged or self.dropped else self.counts[-1]
+
+    @property
+    def standing(self) -> int:
+        """Right answers of what it would keep if it ended now."""
+        return max(self.counts) if self.settings.early_stopping else self.counts[-1]
+
+    def drop(self, why: Dropped) -> None:
+        """It is hopeless, and ends here."""
+        self.dropped, self.ended = why, True
+        self.epoch, self.free = 0, {}
 
     def note(self, epoch: int, correct: int, *, finite: bool) -> bool:
         """Take in an epoch; whether the member's entries are now the ones to keep."""
@@ -279,13 +312,31 @@ class _Samples:
     def __init__(self, stack: Stack, split: Split) -> None:
         self.y = split.y
         self._stack, self._x = stack, split.x
-        self._prefix = stack.keep(split.x, PREFIX_BYTES)
+        self._prefix = stack.whole_prefix(split.x, PREFIX_BYTES)
 
     def at(self, index: Tensor | slice) -> tuple[Tensor, ...]:
         """The prefix of some samples."""
         if self._prefix is None:
             return self._stack.prefix(self._x[index])
         return tuple(value[index] for value in self._prefix)
+
+
+def _halve(courses: Sequence[_Course], epoch: int, total: int, margin: Fraction) -> None:
+    """Drop what is hopeless of the members that still train."""
+    training = [course for course in courses if not course.ended]
+    ended = [course.standing for course in courses if course.ended and not (course.diverged or course.dropped)]
+    found = halve([course.standing for course in training], ended, epoch=epoch, total=total, margin=margin)
+    for place, why in found.items():
+        training[place].drop(why)
+
+
+def _going_on(stack: Stack, optimizer: Optimizer, stacked: Sequence[_Course]) -> list[_Course]:
+    """Those of the stack that still train; the stack holds them alone from now on."""
+    places = [place for place, course in enumerate(stacked) if not course.ended]
+    if len(places) < len(stacked):
+        stack.keep(places)
+        optimizer.keep(stack, places)
+    return [stacked[place] for place in places]
 
 
 def _pass(

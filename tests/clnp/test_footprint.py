@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from clnp.footprint import cuda_peak, measure
+from clnp.halving import Halving
 from clnp.models import mlp
 from clnp.network import Network
 from clnp.tasks.task import Split
@@ -95,7 +97,8 @@ def test_a_larger_stack_takes_what_was_foretold(name: str, settings: Settings) -
 def test_what_is_measured_changes_nothing() -> None:
     network, training, validation, member = case("convolution")
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    measure(network, training, validation, member, Settings(3, 64), seed=0, peak=cpu_peak)
+    settings = Settings(3, 64, halving=Halving((1, 2), Fraction(1)))
+    measure(network, training, validation, member, settings, seed=0, peak=cpu_peak)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 

@@ -94,6 +94,25 @@ def test_steps_are_those_of_torch_on_a_plain_network(kind, alphas):
             torch.testing.assert_close(stack.parameters[name][member], value, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("owned", [0, 2])
+def test_members_that_stay_go_on_as_if_nobody_had_gone(kind, owned):
+    """With their α, their learning rate and what the optimizer remembers of them."""
+    network = make(owned=owned)
+    alpha = {f"{layer.name}.weight": [0.0, 0.02, 0.3] for layer in network.layers}
+    whole, part = Stack(network, 3), Stack(network, 3)
+    ours, theirs = (KINDS[kind][0](stack, alpha, (0.01, 0.003, 0.02)) for stack in (part, whole))
+    for turn, (x, y) in enumerate(batches(8)):
+        if turn == 4:
+            part.keep([2, 0])
+            ours.keep(part, [2, 0])
+        for stack, optimizer in ((part, ours), (whole, theirs)):
+            optimizer.step(loss_gradients(stack, x, y))
+    assert part.members == 2
+    for name, value in whole.parameters.items():
+        torch.testing.assert_close(part.parameters[name], value[[2, 0]], rtol=1e-10, atol=1e-12)
+
+
 def test_l1_pulls_weights_and_leaves_biases():
     """Sec. 2.2 and facts: L1 acts on weights; each member and layer has its own coefficient."""
     network = make()

@@ -169,7 +169,7 @@ def test_a_kept_prefix_is_the_prefix(networks, data, seed):
     """Of every kind of network, in training mode too: a Dropout's mask is drawn anew over what is kept."""
     network, x = data.draw(networks(dtype=torch.float64))
     stacks = [Stack(network, 2) for _ in range(2)]
-    kept = stacks[0].keep(x, 2**30)
+    kept = stacks[0].whole_prefix(x, 2**30)
     index = torch.randperm(len(x))[: max(2, len(x) - 1)]
     found = stacks[0].rest([value[index] for value in kept], torch.Generator().manual_seed(seed))
     expected = stacks[1].forward(x[index], torch.Generator().manual_seed(seed))
@@ -180,8 +180,8 @@ def test_a_prefix_larger_than_the_limit_is_not_kept():
     network, x = make("multi"), torch.randn(9, 6, dtype=torch.float64)
     stack = Stack(network, 2)
     # Of 9 samples: the old units, 2 of the first layer and 1 of the second, of 8 bytes each.
-    assert stack.keep(x, 9 * 3 * 8 - 1) is None
-    kept = stack.keep(x, 9 * 3 * 8)
+    assert stack.whole_prefix(x, 9 * 3 * 8 - 1) is None
+    kept = stack.whole_prefix(x, 9 * 3 * 8)
     assert [tuple(value.shape) for value in kept] == [(9, 6), (9, 2), (9, 1)]
     assert kept[0].data_ptr() == x.data_ptr(), "the samples are not copied"
 
@@ -275,6 +275,36 @@ def test_members_of_every_kind_answer_as_they_do_alone(networks, data, members):
     for index in range(members):
         alone = with_free(network, take_free(network, stack.member(index)))
         torch.testing.assert_close(found[index].detach(), logits(cut(alone, network.task), x), **CLOSE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("head", ["single", "multi"])
+def test_members_that_stay_are_what_they_were(make_any, kind, head):
+    """Every entry bit for bit, and so their answers, gradients and statistics, in the order that was named."""
+    network, shape = make_any(kind, 1, head=head, committed=2, dtype=torch.float64)
+    stack, x = Stack(network, 4), torch.randn(6, *shape, dtype=torch.float64)
+    spread(stack)
+    before, weight = [stack.member(index) for index in range(4)], torch.randn(4, 6, 3, dtype=torch.float64)
+    stack.keep([3, 1])
+    assert stack.members == 2
+    assert all(torch.equal(stack.member(0)[name], value) for name, value in before[3].items())
+    assert all(torch.equal(stack.member(1)[name], value) for name, value in before[1].items())
+    assert all(value.is_leaf and value.requires_grad for value in stack.parameters.values())
+    assert stack.finite().tolist() == [True, True]
+    whole = Stack(network, 4)
+    for pieces, values in ((whole.pieces, whole.parameters), (whole._parts.statistics, whole._statistics)):
+        for name, piece in pieces.items():
+            values[name].detach().copy_(torch.stack([piece.of(member[piece.entry]) for member in before]))
+    answers = []
+    for one, places in ((whole, [0, 1, 2, 3]), (stack, [3, 1])):
+        found = one.forward(x, torch.Generator().manual_seed(0))
+        parameters = list(one.parameters.values())
+        gradients = torch.autograd.grad((found * weight[places]).sum(), parameters, materialize_grads=True)
+        at = [places.index(3), places.index(1)]
+        statistics = one._statistics.values()
+        answers.append([value.detach()[at] for value in (found, *gradients, *statistics)])
+    for expected, found in zip(*answers, strict=True):
+        torch.testing.assert_close(found, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
