@@ -13,7 +13,7 @@ from clnp.tasks.task import Sequence
 from clnp.tensors import decode
 from search.book import place
 from search.building import build_network, build_sequence, grown, without_commit
-from search.checks import unsound_rounds
+from search.checks import unsound_halving, unsound_rounds
 from search.data import data_sha256
 from search.decisions import exceeded, losers, pick_winner
 from search.errors import BadInput, Damage
@@ -189,6 +189,8 @@ class _Audit:
         except Damage as error:
             self._problems.append(str(error))
             return
+        if (problem := unsound_halving(experiment, record.task, cells)) is not None:
+            self._problems.append(f"{where}: {problem}")
         try:
             choice = pick_winner(experiment, cells, earlier=commits[: record.task], widths=record.widths)
         except (Damaged, NothingToCommit) as error:

@@ -1,14 +1,16 @@
 """What a worker's result must be before anything of it is written."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from clnp.halving import Dropped, halve
 from search.book import place
 from search.errors import Damage
+from search.experiment import Experiment
 from search.names import cell_key
 from search.records import CellRecord, CommitJob, CommitRecord, StackJob
 
-__all__ = ["check_cells", "check_commit", "unsound_rounds"]
+__all__ = ["check_cells", "check_commit", "unsound_halving", "unsound_rounds"]
 
 
 def check_cells(job: StackJob, records: Sequence[CellRecord]) -> None:
@@ -104,3 +106,48 @@ def unsound_rounds(record: CommitRecord, asked: int) -> str | None:
     if record.claimed != claimed:
         return f"{list(claimed)} units were left when it was scored, but {list(record.claimed)} are claimed"
     return None
+
+
+def unsound_halving(experiment: Experiment, task: int, records: Mapping[int, CellRecord]) -> str | None:
+    """Why what halving dropped of a task does not follow from the right answers of its stacks; None where it does.
+
+    A stack of which a record is missing, or came about elsewhere than the others, says nothing.
+    """
+    for stack in dict.fromkeys(record.provenance.stack for record in records.values()):
+        members = [records[index] for index in stack if index in records]
+        if len(members) < len(stack) or any(one.provenance != members[0].provenance for one in members):
+            continue
+        expected = dict(_halved(experiment, task, members))
+        for record in members:
+            why = expected.get(record.cell.index)
+            if record.dropped != why:
+                now, was = ("stays" if one is None else f"is dropped {one}" for one in (why, record.dropped))
+                return f"cell {record.cell.index}: by the counts of its stack it {now}, by its own record it {was}"
+    return None
+
+
+def _halved(experiment: Experiment, task: int, members: Sequence[CellRecord]) -> Iterator[tuple[int, Dropped]]:
+    """Whom the counts of a whole stack drop, by cell's index, as :func:`clnp.training.train` does."""
+    training, margin = experiment.of(task).training, experiment.margin(task)
+
+    def standing(record: CellRecord, epoch: int) -> int:
+        counts = record.epochs[:epoch]
+        return max(counts) if training.early_stopping else counts[-1]
+
+    def out_of_patience(record: CellRecord) -> bool:
+        counts, patience = record.epochs, training.patience
+        return patience is not None and len(counts) - 1 - counts.index(max(counts)) >= patience
+
+    total = max((score.total for record in members if (score := record.score or record.dropped)), default=0)
+    for epoch in training.halving if total else ():
+        begun = [record for record in members if record.epochs]
+        ended = [record for record in begun if len(record.epochs) <= epoch and out_of_patience(record)]
+        going = [record for record in begun if len(record.epochs) >= epoch and record not in ended]
+        found = halve(
+            [standing(record, epoch) for record in going],
+            [standing(record, epoch) for record in ended],
+            epoch=epoch,
+            total=total,
+            margin=margin,
+        )
+        yield from ((going[place].cell.index, why) for place, why in found.items())

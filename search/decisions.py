@@ -5,12 +5,15 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from clnp.budget import budget, choose_within
+from clnp.errors import NothingToCommit
 from clnp.forgetting import Choice, Sparsity, Trial, choose
 from search.experiment import Experiment
 from search.records import CellRecord, CommitRecord
+from search.text import plural
 
 __all__ = [
     "budget_of",
+    "dropped",
     "exceeded",
     "free_units",
     "grown_widths",
@@ -58,13 +61,24 @@ def pick_at_margin(records: Mapping[int, CellRecord], margin: Fraction, sparsity
 
 
 def _scored(records: Mapping[int, CellRecord]) -> dict[str, Any]:
-    """The cells that did not diverge, in grid order, as the rules take them."""
+    """The cells that were trained to their end, in grid order, as the rules take them."""
+    gone = dropped(records)
+    if gone and all(record.score is None for record in records.values()):
+        raise NothingToCommit(
+            f"{len(gone)} of {plural(len(records), 'trial')} of the task were dropped by halving, and every other one "
+            "diverged; lower the learning rates or α, or leave training.halving out"
+        )
     scored = [(records[index], score) for index in sorted(records) if (score := records[index].score) is not None]
     return {
         "trials": [Trial(record.cell.index, score.correct, record.staircase) for record, score in scored],
         "total": scored[0][1].total if scored else 0,
         "majority": max((record.majority for record, _ in scored), default=0),
     }
+
+
+def dropped(records: Mapping[int, CellRecord]) -> tuple[int, ...]:
+    """The cells that halving dropped, in grid order."""
+    return tuple(index for index in sorted(records) if records[index].dropped is not None)
 
 
 def budget_of(experiment: Experiment, earlier: Sequence[CommitRecord], widths: Sequence[int]) -> tuple[int, ...] | None:

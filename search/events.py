@@ -33,8 +33,11 @@ def of_memory(memory: Memory, members: int, share: float) -> Event:
 
 def of_cell(job: StackJob, record: CellRecord) -> Event:
     """A cell has its record."""
-    if record.score is None:
-        kind: EventKind = "cell diverged"
+    if record.dropped is not None:
+        kind: EventKind = "cell dropped"
+        text = f"{_cell(record.cell)}: {record.dropped}"
+    elif record.score is None:
+        kind = "cell diverged"
         text = f"{_cell(record.cell)}: {record.diverged}"
     else:
         kind = "cell finished"

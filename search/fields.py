@@ -1,5 +1,6 @@
 """The kinds of value an experiment file holds, each with its own words for what is wrong with another."""
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +17,7 @@ __all__ = [
     "CLASSES",
     "Classes",
     "Count",
+    "Epochs",
     "Flag",
     "Gpus",
     "LearningRate",
@@ -106,6 +108,20 @@ Natural = Annotated[int, Field(ge=0), _whole(0)]
 CLASSES = "give how many classes each task of a split has, at least 2"
 """What to write for :data:`Classes`."""
 Classes = Annotated[int, Field(ge=2), _whole(2, CLASSES)]
+
+
+def _epochs(value: object) -> object:
+    mend = "give rising whole numbers of at least 1, such as [5, 10]"
+    if not isinstance(value, list | tuple) or not all(_is_whole(one, 1) for one in value):
+        raise refusal(mend)
+    if any(now <= before for before, now in itertools.pairwise(value)):
+        raise refusal(f"they do not rise: {mend}")
+    return value
+
+
+Epochs = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_epochs)]
+"""Epochs at which something happens, each after the one before; none of them: never."""
+
 Share = Annotated[
     float, Field(gt=0, lt=1), _real("give a share of the training set, above 0 and below 1", lambda x: 0 < x < 1)
 ]

@@ -127,7 +127,7 @@ def _strength(experiment: Experiment, task: int) -> float:
 
 def warnings(experiment: Experiment) -> list[str]:
     """What to think twice about: a margin below one sample, early stopping, an α too weak to leave room for the tasks,
-    a budget that can hardly be met. Of a fork only what it trains counts.
+    a budget that can hardly be met, halving. Of a fork only what it trains counts.
 
     A line each, for people; none of them keeps a run from starting.
     """
@@ -137,6 +137,11 @@ def warnings(experiment: Experiment) -> list[str]:
         found.append(
             "training.early_stopping is on: units go on falling silent long after the best epoch, and restoring an "
             "early one undoes that"
+        )
+    if halving := experiment.training.halving:
+        found.append(
+            f"training.halving is on: who is behind after epoch {' and '.join(map(str, halving))} is dropped, whatever "
+            f"it might have come to, and replay refuses a larger margin"
         )
     return found
 

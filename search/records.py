@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import TypeAdapter
 
 from clnp.forgetting import Point
+from clnp.halving import Dropped
 from clnp.rounds import Round
 from clnp.usage import Usage
 
@@ -88,6 +89,7 @@ class CellRecord:
 
     Attributes:
         diverged: Why there are no finite numbers, or None. Where given, score, artifact and staircase are empty.
+        dropped: Why it was not trained to its end, or None. Where given, they are empty too.
         score: The unpruned network on the validation split.
         majority: Right answers on it of always naming its most frequent class.
         epochs: Right answers on it after every epoch, as counted while training.
@@ -108,6 +110,7 @@ class CellRecord:
     provenance: Provenance
     started: float
     ended: float
+    dropped: Dropped | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -447,6 +447,7 @@ def _state(replica: Replica, tasks: int) -> ReplicaState:
         tests=tuple(record.test for record in replica.commits),
         free=replica.commits[-1].free if replica.commits else (),
         stopped=None if replica.stopped is None else str(replica.stopped),
+        dropped=sum(record.dropped is not None for record in records),
     )
 
 

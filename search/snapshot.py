@@ -11,6 +11,7 @@ EventKind = Literal[
     "task opened",
     "cell finished",
     "cell diverged",
+    "cell dropped",
     "job lost",
     "stack split",
     "worker waits",
@@ -67,8 +68,8 @@ class ReplicaState:
 
     Attributes:
         committed, tasks: Tasks committed of so many.
-        finished, cells: Of the open task, cells with a record (``diverged`` of them without numbers) of so many; 0
-            where none is open.
+        finished, cells: Of the open task, cells with a record (``diverged`` of them without numbers, ``dropped``
+            of them not trained to their end) of so many; 0 where none is open.
         tests: The test score of every committed task, when it was committed.
         free: Free units after the last commit, one number a hidden layer; empty before the first.
         stopped: Why it cannot go on while other replicas may, or None.
@@ -83,6 +84,7 @@ class ReplicaState:
     tests: tuple[Score, ...]
     free: tuple[int, ...]
     stopped: str | None = None
+    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)

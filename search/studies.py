@@ -188,22 +188,35 @@ def _trial(record: CellRecord, layers: Sequence[str], grid: Sequence[Cell]) -> F
         "epoch": record.epoch,
         "artifact": record.artifact,
         "diverged": record.diverged,
+        "dropped": None if record.dropped is None else str(record.dropped),
     }
-    score = record.score
+    state, value, total = _outcome(record)
     trial = optuna.trial.create_trial(
-        state=TrialState.FAIL if score is None else TrialState.COMPLETE,
-        value=None if score is None else score.accuracy,
+        state=state,
+        value=value,
         params=dict(zip(names, record.cell.alpha, strict=True)) | {"learning_rate": record.cell.learning_rate},
         distributions=distributions,
         user_attrs={key: value for key, value in attributes.items() if value is not None},
-        intermediate_values={}
-        if score is None
-        else {epoch: correct / score.total for epoch, correct in enumerate(record.epochs, start=1)},
+        intermediate_values={epoch: correct / total for epoch, correct in enumerate(record.epochs, start=1)}
+        if total
+        else {},
     )
     # create_trial knows no times but now; Optuna wants naive local ones.
     trial.datetime_start = datetime.fromtimestamp(record.started)
     trial.datetime_complete = datetime.fromtimestamp(record.ended)
     return trial
+
+
+def _outcome(record: CellRecord) -> tuple[TrialState, float | None, int]:
+    """A trial's state, its value, and the samples that its epochs were counted on, 0 where that is not known.
+
+    What was dropped is PRUNED in Optuna's words, and has what it had then for its value, as after Optuna's own pruning.
+    """
+    if record.dropped is not None:
+        return TrialState.PRUNED, record.dropped.correct / record.dropped.total, record.dropped.total
+    if record.score is not None:
+        return TrialState.COMPLETE, record.score.accuracy, record.score.total
+    return TrialState.FAIL, None, 0
 
 
 def _distribution(values: Sequence[float]) -> FloatDistribution:

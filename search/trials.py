@@ -23,8 +23,8 @@ def has_trials(connection: Connection) -> bool:
 
 
 def is_finished() -> ColumnElement[bool]:
-    """Whether a row of :data:`TRIALS` is of a finished trial, a diverged one among them."""
-    return cast(TRIALS.c.state, String).in_(["COMPLETE", "FAIL"])
+    """Whether a row of :data:`TRIALS` is of a finished trial, a diverged or dropped one among them."""
+    return cast(TRIALS.c.state, String).in_(["COMPLETE", "FAIL", "PRUNED"])
 
 
 def study_names(connection: Connection, prefix: str) -> list[str]:

@@ -20,7 +20,7 @@ from search.text import MANY, accuracies, duration, members, percent, plural, un
 
 __all__ = ["Lines", "Screen", "View", "open_view", "render"]
 
-_QUIET = ("task opened", "cell finished", "winner chosen")
+_QUIET = ("task opened", "cell finished", "cell dropped", "winner chosen")
 """Events that the table shows anyway: on a terminal they are no lines of their own."""
 
 _PERIOD = 60.0
@@ -202,11 +202,11 @@ def _summary(snapshot: Snapshot) -> str:
     """All replicas together: ``100 replicas: 1,234 of 2,000 tasks committed, …``."""
     states = snapshot.replicas
     committed, tasks = (sum(getattr(state, key) for state in states) for key in ("committed", "tasks"))
-    finished, cells, diverged = (sum(found) for found in zip(*map(_counts, states), strict=True))
+    finished, cells, diverged, dropped = (sum(found) for found in zip(*map(_counts, states), strict=True))
     text = f"{plural(len(states), 'replica')}: {committed:,} of {tasks:,} tasks committed"
     if cells:
         text += f"; of the open ones {finished:,} of {cells:,} cells"
-        text += f" ({diverged:,} diverged)" if diverged else ""
+        text += _ended(diverged, dropped)
     stopped = sum(state.stopped is not None for state in states)
     text += f"; {plural(stopped, 'replica')} stopped" if stopped else ""
     return text + (f"; {plural(len(snapshot.running), 'job')} running" if snapshot.running else "")
@@ -248,15 +248,21 @@ def _task(state: ReplicaState) -> str:
     return where if state.stopped is None else f"stopped at {where}"
 
 
-def _counts(state: ReplicaState) -> tuple[int, int, int]:
-    return state.finished, state.cells, state.diverged
+def _counts(state: ReplicaState) -> tuple[int, int, int, int]:
+    return state.finished, state.cells, state.diverged, state.dropped
 
 
 def _cells(state: ReplicaState, form: str) -> str:
     if not state.cells:
         return ""
-    diverged = f" ({state.diverged} diverged)" if state.diverged else ""
-    return form.format(f"{state.finished} of {state.cells}") + diverged
+    return form.format(f"{state.finished} of {state.cells}") + _ended(state.diverged, state.dropped)
+
+
+def _ended(diverged: int, dropped: int) -> str:
+    """How many of the finished cells are no candidates: ``(1 diverged, 3 dropped)``."""
+    counts = ((diverged, "diverged"), (dropped, "dropped"))
+    words = ", ".join(f"{count:,} {word}" for count, word in counts if count)
+    return f" ({words})" if words else ""
 
 
 def _what(job: RunningJob) -> str:

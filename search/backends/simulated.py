@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from clnp.forgetting import Point
+from clnp.halving import Dropped, halve
 from clnp.rounds import Round
 from clnp.usage import GroupUse, LayerUse, Usage
 from search.backends.base import Backend
@@ -113,7 +114,8 @@ class World:
             return JobResult(failure=missing)
         experiment = Experiment.from_json(job.experiment)
         cells = [cell for cell in job.cells if cell.index not in raised]
-        records = tuple(self._cell(experiment, job, cell, started, ended) for cell in cells)
+        dropped = self._dropped(experiment, job)
+        records = tuple(self._cell(experiment, job, cell, dropped.get(cell.index), started, ended) for cell in cells)
         self.artifacts.update((record.artifact, ()) for record in records if record.artifact is not None)
         return JobResult(records, failures=dict(raised))
 
@@ -162,27 +164,45 @@ class World:
         )
         return JobResult(commit=record)
 
-    def _cell(self, experiment: Experiment, job: StackJob, cell: Cell, started: float, ended: float) -> CellRecord:
+    def _cell(
+        self, experiment: Experiment, job: StackJob, cell: Cell, dropped: Dropped | None, started: float, ended: float
+    ) -> CellRecord:
         stack = tuple(member.index for member in job.cells)
-        seed = (experiment.seed + job.replica, job.task, cell_key(cell))
+        seed = _seed(experiment, job, cell)
         diverged = "not finite after epoch 1" if self._diverges(job, cell) else None
-        correct = self._draw(*seed)
+        correct, gone = self._draw(*seed), bool(diverged or dropped)
         artifact = _sha256(*seed, stack, *(commit.fingerprint for commit in job.commits))
-        epochs = experiment.training.epochs
+        counts = self._counts(experiment, job, cell)
         return CellRecord(
             cell=cell,
             diverged=diverged,
-            score=None if diverged else Score(correct, self._total),
+            score=None if gone else Score(correct, self._total),
             majority=self._majority,
-            epochs=() if diverged else tuple(correct * epoch // epochs for epoch in range(1, epochs + 1)),
-            epoch=1 if diverged else epochs,
-            staircase=() if diverged else self._points(experiment, job, correct, *seed),
-            artifact=None if diverged else artifact,
-            size=0 if diverged else 4 * sum(job.widths),
+            epochs=() if diverged else counts[: dropped.epoch] if dropped else counts,
+            epoch=1 if diverged else 0 if dropped else len(counts),
+            staircase=() if gone else self._points(experiment, job, correct, *seed),
+            artifact=None if gone else artifact,
+            size=0 if gone else 4 * sum(job.widths),
             provenance=_provenance(stack),
             started=started,
             ended=ended,
+            dropped=dropped,
         )
+
+    def _counts(self, experiment: Experiment, job: StackJob, cell: Cell) -> tuple[int, ...]:
+        """Right answers after each epoch: they rise evenly."""
+        correct, epochs = self._draw(*_seed(experiment, job, cell)), experiment.training.epochs
+        return tuple(correct * epoch // epochs for epoch in range(1, epochs + 1))
+
+    def _dropped(self, experiment: Experiment, job: StackJob) -> dict[int, Dropped]:
+        """By cell's index whom halving drops."""
+        found: dict[int, Dropped] = {}
+        for epoch in experiment.training.halving:
+            cells = [cell for cell in job.cells if cell.index not in found and not self._diverges(job, cell)]
+            counts = [self._counts(experiment, job, cell)[epoch - 1] for cell in cells]
+            gone = halve(counts, (), epoch=epoch, total=self._total, margin=experiment.margin(job.task))
+            found |= {cells[place].index: why for place, why in gone.items()}
+        return found
 
     def _points(self, experiment: Experiment, job: StackJob, correct: int, *seed: object) -> tuple[Point, ...]:
         points = _staircase(experiment, correct, *seed)
@@ -345,6 +365,10 @@ def _usage(outline: Outline, job: CommitJob, claims: tuple[int, ...], free: tupl
         tuple(GroupUse(name, claimed, 0, left) for name, claimed, left in units),
         tuple(LayerUse(layer.name, layer.weights, 0, 0, share) for layer in outline.layers),
     )
+
+
+def _seed(experiment: Experiment, job: StackJob, cell: Cell) -> tuple[object, ...]:
+    return experiment.seed + job.replica, job.task, cell_key(cell)
 
 
 def _provenance(stack: tuple[int, ...]) -> Provenance:

@@ -113,6 +113,7 @@ def plan(
         "warnings": [
             *warnings(experiment),
             *idle_warnings(experiment, pool, offered),
+            *_halving_alone(experiment, grids),
             *_forecasts(experiment, known if goes_on else None, source),
             *_over_budget(known),
             *absent,
@@ -180,6 +181,16 @@ def _grid(
         "cells": [cell(one, experiment) for one in grid],
         "stacks": [list(stack) for stack in formed],
     }
+
+
+def _halving_alone(experiment: Experiment, grids: Sequence[Report]) -> Iterator[str]:
+    """Where halving finds nobody to compare a cell with."""
+    alone = [part for part in grids if part["count"] > 1 and len(part["stacks"]) == part["count"]]
+    if experiment.training.halving and alone:
+        yield (
+            f"training.halving drops nobody: each of the {alone[0]['count']} cells trains alone, and who is behind is "
+            f"seen within a stack only; worker.cells={alone[0]['count']} makes them one"
+        )
 
 
 def _widths_at_most(experiment: Experiment, known: Known | None, source: Known | None) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from fractions import Fraction
 
 from clnp.errors import Damaged
+from search.decisions import dropped
 from search.errors import BadInput, Damage
 from search.replay import Replayed
 from search.replay import replay as select_again
@@ -22,7 +23,8 @@ def replay(store: Store, name: str, margin: str) -> Report:
         margin: Percentage points, as a decimal is written: exact.
 
     Raises:
-        BadInput: No run has this name, or the margin is not a number from 0 to 100.
+        BadInput: No run has this name, or the margin is not a number from 0 to 100, or larger than that of a task of
+            which cells were dropped.
         Damage: A record contradicts itself.
     """
     other = _margin(margin)
@@ -60,6 +62,7 @@ def _task(known: Known, task: Replayed) -> Report:
         "rule": known.experiment.of(task.task).rule.kind,
         "margin": float(known.experiment.margin(task.task)),
         "theta_scale": known.experiment.of(task.task).rule.theta,
+        "dropped": list(dropped(known.cells(task.replica, task.task))),
         "fine_tuned": bool(known.history.commits[task.replica, task.task].rounds),
         "committed": {**cell(task.committed, known.experiment), "theta": task.committed_point.theta},
         "winner": {**cell(task.winner, known.experiment), "theta": task.point.theta},

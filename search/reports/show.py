@@ -127,6 +127,7 @@ def _trials(known: Known, record: CommitRecord, choice: Choice | None) -> list[R
             {
                 **cell(found.cell, known.experiment),
                 "diverged": found.diverged,
+                "dropped": None if found.dropped is None else {**asdict(found.dropped), "text": str(found.dropped)},
                 "unpruned": score(found.score) if found.score else None,
                 "epoch": found.epoch,
                 "epochs": len(found.epochs),

@@ -1,5 +1,6 @@
 """How far a run is: what is done, what runs where, what is left of the units, and when it may be over."""
 
+from search.decisions import dropped
 from search.experiment import Experiment
 from search.reports.common import Known, Report, layers, read_run, score
 from search.reports.forecast import Forecast, forecast, seconds_left
@@ -86,6 +87,7 @@ def _cells(known: Known, replica: int, task: int, total: int, jobs: list[JobRow]
         "total": total,
         "finished": len(found),
         "diverged": sum(record.diverged is not None for record in found.values()),
+        "dropped": len(dropped(found)),
         "running": len(out - found.keys()),
     }
 

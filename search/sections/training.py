@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from search.fields import Count, Flag, LayerAlpha, LearningRate, Margin, Momentum, Penalty, choice, refusal
+from search.fields import Count, Epochs, Flag, LayerAlpha, LearningRate, Margin, Momentum, Penalty, choice, refusal
 from search.sections.base import Section
 from search.sections.grid import one_a_layer
 from search.yaml_file import Path
@@ -40,6 +40,12 @@ class Training(Section):
         description="With early_stopping: end after so many epochs without a better one. Left out: train them all.",
     )
 
+    halving: Epochs = Field(
+        default=(),
+        description="Epochs after which the worse half of a stack is dropped, but for those within the margin of the "
+        "best. Left out: every cell trains to its end.",
+    )
+
     @field_validator("momentum")
     @classmethod
     def _sgd_only(cls, momentum: float, info: ValidationInfo) -> float:
@@ -60,6 +66,14 @@ class Training(Section):
         if patience is not None and info.data.get("early_stopping") is False:
             raise refusal("it does nothing without early_stopping: leave it out, or give early_stopping: true")
         return patience
+
+    @field_validator("halving")
+    @classmethod
+    def _before_the_end(cls, halving: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        epochs = info.data.get("epochs")
+        if epochs is not None and halving and halving[-1] >= epochs:
+            raise refusal(f"of {epochs} epochs (training.epochs) some must be left after the last of them")
+        return halving
 
 
 class FineTuning(Section):

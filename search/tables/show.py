@@ -1,6 +1,6 @@
 """One commit explained."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -73,6 +73,7 @@ def _weights(report: Mapping[str, Any]) -> Table:
 
 
 def _facts(report: Mapping[str, Any]) -> Table:
+    gone = [trial["cell"] for trial in report["trials"] if trial["dropped"]]
     candidates = [trial for trial in report["trials"] if trial["candidate"]]
     values = report["alpha"]
     alpha = ", ".join(f"{layer} {number(value)}" for layer, value in values.items())
@@ -80,7 +81,7 @@ def _facts(report: Mapping[str, Any]) -> Table:
         alpha = f"{number(next(iter(values.values())))} in every layer"
     by_layer = report["theta_scale"] == "layers"
     facts = {
-        "best accuracy": f"{score(report['best'])}, unpruned, over the whole grid",
+        "best accuracy": f"{score(report['best'])}, unpruned, over {'what is left of ' if gone else ''}the whole grid",
         "cut line": f"{score(report['needed'])}, at a {_limit(report)} of {number(report['margin'])} %",
         "candidates": f"{len(candidates)} of {plural(len(report['trials']), 'cell')} reach it unpruned",
         "winner": f"cell {report['cell']}, {report['why']}",
@@ -90,9 +91,17 @@ def _facts(report: Mapping[str, Any]) -> Table:
         "validation": _validation(report),
         "test": score(report["test"]),
     }
+    if gone:
+        facts["not complete"] = _not_complete(report, gone)
     if not report["explained"]:
         facts["note"] = "the records give another winner now; verify says whether anything is damaged"
     return pairs(facts)
+
+
+def _not_complete(report: Mapping[str, Any], gone: Sequence[int]) -> str:
+    """What the grid lacks, and what follows from that."""
+    which = f"{len(gone):,} of {plural(len(report['trials']), 'cell')} ({members(gone)})"
+    return f"{which} dropped by halving before the end; replay goes up to this {_limit(report)} alone"
 
 
 def _which_round(report: Mapping[str, Any]) -> str:
@@ -126,6 +135,7 @@ def _trials(report: Mapping[str, Any]) -> Table:
         unpruned = "" if trial["unpruned"] is None else percent(trial["unpruned"]["accuracy"])
         if pruned is None:
             why = f"diverged: {trial['diverged']}" if trial["diverged"] else "below the cut line"
+            why = f"dropped {trial['dropped']['text']}" if trial["dropped"] else why
             table.add_row(*head, unpruned, "", "", *("" for _ in claimed), why, style="dim")
             continue
         cut = theta_cell(pruned["theta"], report["theta_scale"], column)

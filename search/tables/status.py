@@ -53,7 +53,7 @@ def run_block(run: Mapping[str, Any]) -> list[RenderableType]:
 def _cells(cells: Mapping[str, int] | None) -> str:
     if cells is None:
         return "–"
-    extra = [f"{cells[word]} {word}" for word in ("diverged", "running") if cells[word]]
+    extra = [f"{cells[word]} {word}" for word in ("diverged", "dropped", "running") if cells[word]]
     return f"{cells['finished']} of {cells['total']}" + (f" ({', '.join(extra)})" if extra else "")
 
 

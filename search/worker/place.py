@@ -83,4 +83,5 @@ class Place:
 
 
 def training(experiment: Experiment) -> Settings:
-    return Settings(**experiment.training.model_dump())
+    """Without what is of a grid alone: its halving."""
+    return Settings(**experiment.training.model_dump(exclude={"halving"}))

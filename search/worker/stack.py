@@ -1,11 +1,13 @@
 """Train a stack of cells and scan it; or measure what a stack takes."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from clnp.activity import mean_activity
 from clnp.errors import Diverged
 from clnp.footprint import cuda_peak, measure
+from clnp.halving import Halving
 from clnp.network import Network
 from clnp.ownership import with_free
 from clnp.tensors import encode
@@ -45,12 +47,14 @@ class StackWork(Place):
         return JobResult(too_large=too_large)
 
     def _train(self, opened: Network) -> list[Trained]:
+        epochs = self.experiment.training.halving
+        halving = Halving(epochs, self.experiment.margin(self._job.task)) if epochs else None
         return train(
             opened,
             self.task.train,
             self.task.validation,
             [Member(cell.alpha, cell.learning_rate) for cell in self._job.cells],
-            training(self.experiment),
+            replace(training(self.experiment), halving=halving),
             seed=self.seed,
             on_epoch=self._epoch,
         )
@@ -77,7 +81,7 @@ class StackWork(Place):
 
     def _finish(self, opened: Network, cell: Cell, trained: Trained) -> CellRecord:
         """Scan a member, keep its tensors, and say what came of it."""
-        if trained.diverged is not None:
+        if trained.diverged is not None or trained.dropped is not None:
             return self._record(cell, trained, diverged=trained.diverged)
         network = with_free(opened, trained.free)
         try:
@@ -108,6 +112,7 @@ class StackWork(Place):
             provenance=self.provenance(tuple(member.index for member in self._job.cells)),
             started=self.started,
             ended=time.time(),
+            dropped=trained.dropped,
             **{**empty, **found},
         )
 

@@ -11,7 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -19,6 +19,7 @@ import pytest
 from sqlalchemy import NullPool, create_engine
 
 from clnp.forgetting import Point
+from clnp.halving import Dropped
 from clnp.usage import GroupUse, LayerUse, Usage
 from search.ledger import create_tables
 from search.records import Cell, CellRecord, CommitRecord, Opening, Provenance, Score
@@ -320,6 +321,11 @@ class Make:
             started=1_700_000_000.0,
             ended=1_700_000_030.0,
         )
+
+    @classmethod
+    def dropped(cls, index: int) -> CellRecord:
+        found = cls.diverged(index)
+        return replace(found, diverged=None, epochs=(20, 30), dropped=Dropped(2, 30, 90, 89, 100))
 
     @classmethod
     def commit(cls, winner: int = 0, *, task: int = 0, artifact: str = "c" * 64) -> CommitRecord:

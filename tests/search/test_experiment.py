@@ -124,6 +124,7 @@ ALPHAS = "give a list of α values (each one number, or a list with one a layer)
 UNITS = "give a share of the first width, above 0 and below 1, or a whole number of units, 100,000 at most"
 CLASSES = "give how many classes each task of a split has, at least 2"
 GPUS = "give auto, 0, a share of one GPU such as 0.5, or a whole number of them"
+EPOCHS = "give rising whole numbers of at least 1, such as [5, 10]"
 MISTAKES = {
     # unknown keys
     "taks: {}": "taks is not a known key; did you mean tasks?",
@@ -140,7 +141,7 @@ MISTAKES = {
     "description: 3": "description is 3; give text; put it in quotes if it reads as something else",
     "tasks: 5": "tasks is 5; give a section with keys: kind, dataset, classes, order, samples, count, options",
     "training:": "training is null; give a section with keys: epochs, batch_size, optimizer, momentum, "
-    "weight_decay, norm_alpha, early_stopping, patience",
+    "weight_decay, norm_alpha, early_stopping, patience, halving",
     "tasks: {count: many}": 'tasks.count is "many"; give a whole number of at least 1',
     "tasks: {count: 2.0}": "tasks.count is 2.0; give a whole number of at least 1",
     "tasks: {count: true}": "tasks.count is true; give a whole number of at least 1",
@@ -199,6 +200,13 @@ MISTAKES = {
     "model: {hidden: [3, 0]}": "model.hidden[1] is 0; give a whole number of at least 1",
     "training: {epochs: 0}": "training.epochs is 0; give a whole number of at least 1",
     "training: {optimizer: sgd, momentum: 1}": "training.momentum is 1; give a number from 0 up to, not including, 1",
+    "training: {halving: 5}": f"training.halving is 5; {EPOCHS}",
+    "training: {halving: null}": f"training.halving is null; {EPOCHS}",
+    "training: {halving: [5, x]}": f'training.halving is [5, "x"]; {EPOCHS}',
+    "training: {halving: [0, 5]}": f"training.halving is [0, 5]; {EPOCHS}",
+    "training: {halving: [5, 5]}": f"training.halving is [5, 5]; they do not rise: {EPOCHS}",
+    "training: {epochs: 10, halving: [5, 10]}": "training.halving is [5, 10]; of 10 epochs (training.epochs) some must "
+    "be left after the last of them",
     "training: {early_stopping: true, patience: 0}": "training.patience is 0; give a whole number of at least 1",
     "worker: {gpu: -1}": f"worker.gpu is -1; {GPUS}",
     "worker: {gpu: 1.5}": f"worker.gpu is 1.5; {GPUS}",

@@ -133,6 +133,11 @@ def test_a_margin_of_just_one_sample_is_not_less_than_one() -> None:
     assert len(warned(**exact, rule={"margin": 0.00999})) == 1
 
 
+def test_halving_is_said() -> None:
+    (line,) = warned(training={"halving": [5]})
+    assert line.startswith("training.halving is on: who is behind after epoch 5 is dropped, ")
+
+
 def test_early_stopping_is_said() -> None:
     (line,) = warned(training={"early_stopping": True})
     assert line.startswith("training.early_stopping is on: ")

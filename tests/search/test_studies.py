@@ -71,6 +71,22 @@ def test_a_diverged_cell_is_a_failed_trial_with_its_reason(studies: Studies, add
         assert finished(connection, [NAME]) == {(NAME, cell_key(make.cell(0)))}
 
 
+def test_a_dropped_cell_is_a_pruned_trial_with_its_reason(studies: Studies, add: Any, make: Any) -> None:
+    """As after Optuna's own pruning: its value is what it had then. It is finished: never tried again."""
+    for _ in range(2):
+        add(make.dropped(0))
+    add(make.record(1))
+    study = studies.open(NAME, free)
+    trial = study.trials[0]
+    assert trial.state is TrialState.PRUNED
+    assert (trial.value, trial.intermediate_values) == (0.3, {1: 0.2, 2: 0.3})
+    reason = "after epoch 2: 30 of 100 right, 89 needed (the best of its stack: 90)"
+    assert trial.user_attrs == {"cell": cell_key(make.cell(0)), "index": 0, "epoch": 0, "dropped": reason}
+    assert study.best_trial.number == 1
+    with studies._database.engine.connect() as connection:
+        assert finished(connection, [NAME]) == {(NAME, cell_key(make.cell(index))) for index in (0, 1)}
+
+
 def test_an_axis_with_a_zero_is_linear_for_every_trial(studies: Studies, make: Any) -> None:
     grid = tuple(Cell(index, (alpha, 1e-3, 2e3), 1e-14) for index, alpha in enumerate((0.0, 1e-4)))
     study = studies.open(NAME, free)
@@ -126,6 +142,7 @@ def test_reading_agrees_with_optuna(studies: Studies, add: Any, make: Any) -> No
     for index in range(3):
         add(make.record(index))
     add(make.diverged(3))
+    add(make.dropped(4))
     studies.open(NAME, free).ask()  # a row that is RUNNING is no finished cell
     studies.open("run_/replica-0/task-00", free)
     with studies._database.engine.connect() as connection:
@@ -134,7 +151,7 @@ def test_reading_agrees_with_optuna(studies: Studies, add: Any, make: Any) -> No
         wild = study_names(connection, "run_/replica-")
     trials = optuna.load_study(study_name=NAME, storage=studies._storage).trials
     assert found == {(NAME, trial.user_attrs["cell"]) for trial in trials if trial.state.is_finished()}
-    assert len(found) == 4
+    assert len(found) == 5
     assert names == [NAME]
     assert wild == ["run_/replica-0/task-00"]
 

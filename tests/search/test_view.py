@@ -198,6 +198,7 @@ def test_a_terminal_shows_the_table_and_gets_its_cursor_back(terminal):
         view.watch("quickstart", lambda: SNAPSHOT)
         wait_for(lambda: "task 3 of 5" in terminal.text and "epoch 12 of 30" in terminal.text)
         view.event(Event("cell finished", "quiet", 0, 1, 3))
+        view.event(Event("cell dropped", "quiet", 0, 1, 4))
         view.event(Event("task committed", "test 290 of 297 right", 0, 1))
         wait_for(lambda: "replica 1, task 2: task committed: test 290 of 297 right" in terminal.text)
     wait_for(lambda: terminal.text.count("\x1b[?25h") == 1)

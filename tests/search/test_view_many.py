@@ -1,6 +1,7 @@
 """The live view of a run of 100 replicas, 20 tasks and 1,000 jobs: what a terminal shows, and one line a minute."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -48,6 +49,14 @@ def test_many_tasks_are_summed_up():
     text = console.export_text()
     assert "90.00  90.10  " in text
     assert "mean 90.95, last 91.90 (20)" in text
+
+
+def test_what_has_no_score_is_counted_by_its_reason():
+    """Of one replica and of all together: who was dropped is finished, and no candidate."""
+    gone = replace(state(0, 3), dropped=4)
+    assert progress_line(Snapshot((gone,), ())) == "replica 1 task 4 of 20, 5 of 24 cells (1 diverged, 4 dropped)"
+    many = Snapshot((replace(gone, diverged=0), *MANY.replicas[1:]), ())
+    assert "90 of 432 cells (17 diverged, 4 dropped)" in progress_line(many)
 
 
 def test_progress_is_one_readable_line():

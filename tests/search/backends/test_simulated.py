@@ -16,7 +16,7 @@ from search.experiment import Experiment
 from search.memory import MemoryBook
 from search.records import CellRecord, CommitJob, CommitRecord, Failure, Job, Memory, StackJob
 from search.run import Run
-from search.sections import Worker
+from search.sections import Training, Worker
 
 EXPERIMENT = Experiment.model_validate(
     {
@@ -156,6 +156,34 @@ def test_an_undisturbed_run_is_complete() -> None:
     kept: set[str | None] = {commit.artifact for commit in book.commits.values()}
     kept |= {book.cells[place][commit.winner.index].artifact for place, commit in book.commits.items()}
     assert set(disk.world.artifacts) == kept
+
+
+HALVED = EXPERIMENT.model_copy(update={"training": Training(epochs=30, halving=(20, 25))})
+
+
+@functools.cache
+def halved() -> Disk:
+    disk = Disk()
+    assert play(disk, experiment=HALVED, workers=1).finished
+    return disk
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    workers=st.integers(1, 5),
+    kills=st.frozensets(st.integers(1, STEPS), max_size=12),
+)
+def test_a_dropped_cell_is_finished_whatever_happens(seed: int, workers: int, kills: frozenset[int]) -> None:
+    """Promise 3: with halving too, the same records, hash for hash; who was dropped is no candidate."""
+    book = halved().book
+    gone = {place: {i for i, cell in cells.items() if cell.dropped} for place, cells in book.cells.items()}
+    assert any(gone.values())
+    assert all(not gone[place] & {*commit.candidates, commit.winner.index} for place, commit in book.commits.items())
+    disk = Disk(kills)
+    assert play(disk, Weather(seed, stacks=1, singles=2, commits=2), experiment=HALVED, workers=workers).finished
+    assert records(disk.book) == records(book)
+    assert set(disk.world.artifacts) == set(halved().world.artifacts)
 
 
 @settings(max_examples=100, deadline=None)
