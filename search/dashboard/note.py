@@ -170,9 +170,11 @@ class _Words:
     def _candidates(self) -> str:
         count = len(self.trials.records)
         reach = f"{len(self.commit.candidates):,} of {plural(count, 'trial')} reach it unpruned"
-        diverged = f"; {self.trials.diverged:,} diverged" if self.trials.diverged else ""
+        ended = f"; {self.trials.ended}" if self.trials.ended else ""
         reason = why(self.known, self.commit, _code)
-        lines = [f"{reach}{diverged}. Each pruned as far as it stays there, the winner is {reason}."]
+        lines = [f"{reach}{ended}. Each pruned as far as it stays there, the winner is {reason}."]
+        if self.trials.dropped:
+            lines.append("The grid is not complete: what was dropped was not trained to its end.")
         if self.commit.missing:
             lines.append(f"Committed without {members(self.commit.missing)}, lost too often.")
         return " ".join(lines)

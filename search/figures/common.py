@@ -6,7 +6,7 @@ from typing import Literal
 
 from clnp.errors import Damaged, NothingToCommit
 from clnp.forgetting import Point, needed
-from search.decisions import budget_of, pick_winner
+from search.decisions import budget_of, dropped, pick_winner
 from search.errors import BadInput
 from search.figures.style import plain
 from search.records import Cell, CellRecord, CommitRecord, Score
@@ -110,7 +110,7 @@ class Trials:
         records: The finished cells, by their index.
         commit: None where the task is open.
         best, needed, total: Right answers of the best trial unpruned and at the cut line, of so many; None without a
-            trial that has finite numbers.
+            trial that has a score.
         points: Cell index → where the rule prunes it, of every candidate; the winner as it was picked. Empty where the
             rule refuses the task.
         line: What ``needed`` is called: the floor of a budget rule.
@@ -138,6 +138,16 @@ class Trials:
     @property
     def diverged(self) -> int:
         return sum(record.diverged is not None for record in self.records.values())
+
+    @property
+    def dropped(self) -> int:
+        return len(dropped(self.records))
+
+    @property
+    def ended(self) -> str:
+        """How many trials have no score, such as ``1 diverged, 3 dropped``; often nothing."""
+        counts = ((self.diverged, "diverged"), (self.dropped, "dropped"))
+        return ", ".join(f"{count:,} {word}" for count, word in counts if count)
 
     @property
     def unfinished(self) -> int:

@@ -13,13 +13,20 @@ from search.text import number, percent, plural
 
 __all__ = ["grid"]
 
-_State = Literal["candidate", "not pruned", "below the line", "diverged", "not finished"]
+_State = Literal["candidate", "not pruned", "below the line", "diverged", "dropped", "not finished"]
 
-_SIGNS: dict[_State, str] = {"not pruned": "–", "below the line": "↓", "diverged": "×", "not finished": "…"}
+_SIGNS: dict[_State, str] = {
+    "not pruned": "–",
+    "below the line": "↓",
+    "diverged": "×",
+    "dropped": "½",
+    "not finished": "…",
+}
 _GREYS: dict[_State, str] = {
     "not pruned": "#e6e8eb",
     "below the line": "#d5d8dc",
     "diverged": "#3a3a3a",
+    "dropped": "#c3c7cc",
     "not finished": "#f6f7f8",
 }
 
@@ -34,8 +41,8 @@ def grid(known: Known, replica: int = 1, task: int = 1) -> go.Figure:
     """The grid of a task: α by learning rate, with the units that a cell claims and its unpruned validation accuracy.
 
     Units are counted where the rule would prune the cell, the winner's where it was. Cells below the cut line,
-    diverged and unfinished ones, and candidates of a task that the rule refuses are marked so. Rows are named by what
-    differs between their α.
+    diverged, dropped and unfinished ones, and candidates of a task that the rule refuses are marked so. Rows are named
+    by what differs between their α.
 
     Args:
         replica, task: From 1.
@@ -111,7 +118,7 @@ def _state(trials: Trials, cell: Cell) -> _State:
     if record is None:
         return "not finished"
     if record.score is None:
-        return "diverged"
+        return "diverged" if record.dropped is None else "dropped"
     if cell.index in trials.points:
         return "candidate"
     return "not pruned" if trials.reaches(cell.index) else "below the line"
@@ -157,7 +164,7 @@ def _accuracy(trials: Trials, cell: Cell) -> float | None:
 def _marks(known: Known, trials: Trials, table: Table, shape: tuple[int, int], place: int) -> go.Heatmap:
     """Greys with a sign where a map has no number."""
     order = list(_GREYS)
-    marked = order if place == 0 else ["diverged", "not finished"]
+    marked = order if place == 0 else ["diverged", "dropped", "not finished"]
     states = [
         [state if cell is not None and (state := _state(trials, cell)) in marked else None for cell in row]
         for row in _each(table, shape)
@@ -193,6 +200,8 @@ def _hover(known: Known, trials: Trials, cell: Cell) -> str:
         lines += [f"  α of {plain(name)} {number(a)}" for name, a in zip(_layers(known), cell.alpha, strict=True)]
     if record is None:
         return "<br>".join([*lines, "not finished"])
+    if record.dropped is not None:
+        return "<br>".join([*lines, f"dropped {record.dropped}"])
     if record.score is None:
         return "<br>".join([*lines, f"diverged: {plain(record.diverged or '')}"])
     lines.append(f"unpruned {counts(record.score.correct, record.score.total)}")
@@ -252,6 +261,7 @@ def _title(trials: Trials) -> str:
         for state, text in (
             ("below the line", "below it"),
             ("diverged", "diverged"),
+            ("dropped", "dropped"),
             ("not finished", "not finished"),
         )
         if state in states
@@ -261,7 +271,7 @@ def _title(trials: Trials) -> str:
         if not trials.records:
             return f"{start}none of {plural(len(states), 'cell')} is finished yet"
         yet = " yet" if trials.unfinished else ""
-        return f"{start}none of {plural(len(states), 'cell')} has finite numbers{yet}{rest}"
+        return f"{start}none of {plural(len(states), 'cell')} has a score{yet}{rest}"
     units = [sum(point.claimed) for point in trials.points.values()]
     reach = sum(map(trials.reaches, trials.records))
     one = reach == 1

@@ -61,8 +61,8 @@ _TASK_SECTIONS: Mapping[str, tuple[str, str]] = {
     ),
     "grid": (
         "The grid",
-        "Fewer units are better, as long as the unpruned accuracy reaches the line. Cells below it and diverged ones "
-        "could not win.",
+        "Fewer units are better, as long as the unpruned accuracy reaches the line. Cells below it, diverged "
+        "and dropped ones could not win.",
     ),
 }
 

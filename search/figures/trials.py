@@ -33,8 +33,8 @@ def pareto(known: Known, replica: int = 1, task: int = 1, *, below: float = _BEL
     """
     trials = task_trials(known, replica, task)
     if trials.best is None or trials.needed is None:
-        yet = f", {trials.diverged:,} diverged" if trials.diverged else ""
-        why = _refusal(trials) or f"no trial with finite numbers yet{yet}"
+        yet = f", {trials.ended}" if trials.ended else ""
+        why = _refusal(trials) or f"no trial with a score yet{yet}"
         return empty(f"{trials.place.capitalize()}: {why}")
     figure = go.Figure()
     _add_staircases(figure, known, trials, below)
@@ -225,7 +225,7 @@ def _title(known: Known, trials: Trials) -> str:
     gap = 100 * (commit.best - commit.validation.correct) / trials.total
     under = f"{points_text(abs(gap))} {'under' if gap > 0 else 'above'}" if gap else "level with"
     text = (
-        f"{start}{plural(len(trials.records), 'trial')}{_diverged(trials)}; cell {commit.winner.index} wins with "
+        f"{start}{plural(len(trials.records), 'trial')}{_ended(trials)}; cell {commit.winner.index} wins with "
         f"{plural(sum(commit.claimed), 'new unit')} at {percent(commit.validation.accuracy)}, {under} the best"
     )
     if commit.rounds:
@@ -244,9 +244,9 @@ def _standing(trials: Trials) -> str:
     cells, reach = plural(len(trials.cells), "cell"), sum(map(trials.reaches, trials.records))
     line = f"{reach:,} reach{'es' if reach == 1 else ''} {percent((trials.needed or 0) / trials.total)}"
     if trials.open:
-        return f"still open, {len(trials.records)} of {cells} finished{_diverged(trials)}; {line} so far"
+        return f"still open, {len(trials.records)} of {cells} finished{_ended(trials)}; {line} so far"
     every = f"all {cells}" if len(trials.cells) > 1 else cells
-    return f"not committed yet, {every} finished{_diverged(trials)}; {line}"
+    return f"not committed yet, {every} finished{_ended(trials)}; {line}"
 
 
 def _refusal(trials: Trials) -> str:
@@ -269,8 +269,10 @@ def _budget(known: Known, trials: Trials) -> str:
     return f"; budget: at most {named}; the line is the floor{nothing}"
 
 
-def _diverged(trials: Trials) -> str:
-    return f", {trials.diverged:,} of them diverged" if trials.diverged else ""
+def _ended(trials: Trials) -> str:
+    """How many of the trials have no score: ``, 1 of them diverged, 3 dropped``."""
+    first, *others = trials.ended.split(" ", 1)
+    return f", {first} of them {others[0]}" if others else ""
 
 
 def _percent(correct: int, total: int) -> float:

@@ -270,6 +270,14 @@ def test_a_note_says_what_is_special(empty: Store, learn: Any, changes: dict[str
     assert [word for word in words if word not in text] == []
 
 
+def test_a_note_says_that_the_grid_was_not_complete(empty: Store, learn: Any) -> None:
+    learn(empty, training={"epochs": 30, "halving": [20]}, rule={"margin": 1.0}, worker={"cells": 3})
+    write(empty)
+    text = optuna_dashboard.get_note(studies(empty)[0])
+    assert "of 3 trials reach it unpruned; 1 dropped. Each pruned" in text
+    assert "The grid is not complete: what was dropped was not trained to its end." in text
+
+
 def test_a_diverged_trial_is_counted(empty: Store, learn: Any) -> None:
     learn(empty, world=World(diverges=lambda _, cell: cell.index == 2))
     write(empty)

@@ -176,7 +176,7 @@ def test_every_figure_is_drawn_and_nothing_leaves_the_file(
         assert tuple(page["figures"]) == expected, name
         for figure in [page["figures"], *page["tasks"].values()]:
             for kind, drawn in figure.items():
-                least = 0 if "no trial with finite numbers yet" in drawn["title"] else 2
+                least = 0 if "no trial with a score yet" in drawn["title"] else 2
                 assert drawn["drawn"] >= (1 if kind in ("matrix", "used") else least), (name, drawn)
                 assert drawn["title"], name
                 assert page["width"] * 0.85 * (least > 0) <= drawn["width"] <= page["width"], (name, drawn)

@@ -216,16 +216,37 @@ def test_a_task_that_the_rule_refuses_says_why(simulate: Simulate) -> None:
     assert {trace.name for trace in grid(known).data if trace.showlegend} == {"– not pruned", "↓ below the cut line"}
 
 
+def test_a_dropped_cell_is_marked_and_has_no_line(simulate: Simulate) -> None:
+    world = World(diverges=lambda _, cell: cell.index == 3)
+    halved = {"training": {"epochs": 30, "halving": [20]}, "rule": {"margin": 1}, "worker": {"cells": 4}}
+    known = simulate(world=world, replicas=1, tasks={"count": 1}, **halved)
+    trials = task_trials(known, 1, 1)
+    (gone,) = [index for index, record in trials.records.items() if record.dropped]
+    figure, drawn = grid(known), pareto(known, below=100)
+    assert "4 trials, 1 of them diverged, 1 dropped; cell " in title(drawn)
+    assert len([trace for trace in drawn.data if trace.mode == "lines"]) == 2
+    row, column = divmod(gone, 2)
+    assert [trace.z[row][column] is None for trace in figure.data[:4]] == [True, False, True, False]
+    assert [figure.data[place].text[row][column] for place in (1, 3)] == ["½", "½"]
+    assert f"dropped {trials.records[gone].dropped}" in figure.data[1].hovertext[row][column]
+    assert title(figure).endswith("1 diverged, 1 dropped")
+    assert "½ dropped" in {trace.name for trace in figure.data if trace.showlegend}
+    only = {(0, 0): {gone: trials.records[gone]}}
+    known = replace(known, history=replace(known.history, cells=only, commits={}))
+    assert title(pareto(known)) == "Task 1, replica 1: no trial with a score yet, 1 dropped"
+    assert title(grid(known)).endswith("none of 4 cells has a score yet; 1 dropped, 3 not finished")
+
+
 def test_only_diverged_trials(simulate: Simulate) -> None:
     known = simulate(world=World(diverges=lambda *_: True), stop_after=4)
     assert title(pareto(known)) == (
         "Task 1, replica 1: nothing worth committing: every trial of the task diverged; lower the learning rates or α"
     )
-    assert title(grid(known)).endswith("none of 4 cells has finite numbers; 4 diverged")
+    assert title(grid(known)).endswith("none of 4 cells has a score; 4 diverged")
     cells = {(0, 0): {0: known.cells(0, 0)[0]}}
     known = replace(known, history=replace(known.history, cells=cells))
-    assert title(pareto(known)) == "Task 1, replica 1: no trial with finite numbers yet, 1 diverged"
-    assert title(grid(known)).endswith("none of 4 cells has finite numbers yet; 1 diverged, 3 not finished")
+    assert title(pareto(known)) == "Task 1, replica 1: no trial with a score yet, 1 diverged"
+    assert title(grid(known)).endswith("none of 4 cells has a score yet; 1 diverged, 3 not finished")
 
 
 def test_a_trial_too_low_to_show_is_counted(made_up: Known) -> None:
