@@ -136,6 +136,11 @@ def form_pool(experiment: Experiment, nodes: Sequence[Node]) -> Pool:
         raise BadInput(
             f"workers is {experiment.workers}, but GPUs and cores are enough for {room}; lower workers or worker.gpu"
         )
+    if experiment.training.precision == "tf32" and not gpu:
+        raise BadInput(
+            "training.precision is tf32, but the workers train on CPUs, which have no TF32; leave it out, or give "
+            "bf16 or workers with a GPU (worker.gpu)"
+        )
     workers = room if experiment.workers == "auto" else experiment.workers
     return Pool(workers, "cuda" if gpu else "cpu", wanted.cpu, gpu)
 

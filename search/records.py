@@ -63,12 +63,14 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What a record's bits depend on beside its cell: stack mates, device, threads and versions."""
+    """What a record's bits depend on beside its cell: stack mates, device, threads, versions, and the precision of the
+    products in training steps."""
 
     stack: tuple[int, ...]
     device: str
     threads: int
     versions: dict[str, str]
+    precision: str = "float32"
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,4 +129,5 @@ def provenance(found: Provenance) -> Report:
         "device": found.device,
         "threads": found.threads,
         "versions": dict(found.versions),
+        "precision": found.precision,
     }

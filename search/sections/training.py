@@ -13,6 +13,7 @@ from search.yaml_file import Path
 __all__ = ["FineTuning", "Training"]
 
 _Optimizer = Literal["adam", "adamw", "sgd"]
+_Precision = Literal["float32", "tf32", "bf16"]
 
 
 class Training(Section):
@@ -39,11 +40,14 @@ class Training(Section):
         default=None,
         description="With early_stopping: end after so many epochs without a better one. Left out: train them all.",
     )
-
     halving: Epochs = Field(
         default=(),
         description="Epochs after which the worse half of a stack is dropped, but for those within the margin of the "
         "best. Left out: every cell trains to its end.",
+    )
+    precision: Annotated[_Precision, choice(_Precision)] = Field(
+        default="float32",
+        description="float32, tf32 (GPUs alone) or bf16: of products in training steps. What is scored is float32.",
     )
 
     @field_validator("momentum")

@@ -152,8 +152,11 @@ def _origin(report: Mapping[str, Any]) -> RenderableType:
         "tensors": f"{report['artifact']} ({size(report['size'])})",
         "trained": f"in a stack of {members(trained['stack'])}" if trained else "not recorded",
         "device": f"{origin['device']}, {plural(origin['threads'], 'thread')}",
+        "precision": f"{origin['precision']} products in training",
         "versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
         "committed": f"{clock(report['ended'])}, in {duration(report['ended'] - report['started'])}",
     }
+    if origin["precision"] == "float32":
+        del facts["precision"]
     lines = [Text(f"had to differ: {line}", style="yellow") for line in report["differed"]]
     return Group(pairs(facts), *lines)

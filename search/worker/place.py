@@ -79,7 +79,8 @@ class Place:
         return by_layer(network, activity) if self.experiment.rule.theta == "layers" else activity
 
     def provenance(self, stack: tuple[int, ...]) -> Provenance:
-        return Provenance(stack, device_name(self.device), self._settings.threads, versions())
+        name, precision = device_name(self.device), self.experiment.training.precision
+        return Provenance(stack, name, self._settings.threads, versions(), precision)
 
 
 def training(experiment: Experiment) -> Settings:

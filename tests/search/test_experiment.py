@@ -141,7 +141,7 @@ MISTAKES = {
     "description: 3": "description is 3; give text; put it in quotes if it reads as something else",
     "tasks: 5": "tasks is 5; give a section with keys: kind, dataset, classes, order, samples, count, options",
     "training:": "training is null; give a section with keys: epochs, batch_size, optimizer, momentum, "
-    "weight_decay, norm_alpha, early_stopping, patience, halving",
+    "weight_decay, norm_alpha, early_stopping, patience, halving, precision",
     "tasks: {count: many}": 'tasks.count is "many"; give a whole number of at least 1',
     "tasks: {count: 2.0}": "tasks.count is 2.0; give a whole number of at least 1",
     "tasks: {count: true}": "tasks.count is true; give a whole number of at least 1",
@@ -287,6 +287,7 @@ MISTAKES = {
     "must leave some for training and some for validation",
     "tasks: {kind: split, classes: 2, count: 6}": "tasks.count is 6; 6 tasks of 2 classes need 12, but digits has 10; "
     "with 2 a task there can be 5 tasks",
+    "training: {precision: half}": 'training.precision is "half"; give float32, tf32 or bf16',
     "training: {norm_alpha: 0.1}": "training.norm_alpha is 0.1; mlp has no BatchNorm: leave it out",
     "training: {norm_alpha: -1}": "training.norm_alpha is -1; give a number of at least 0",
     "training: {weight_decay: 0.1}": "training.weight_decay is 0.1; adam has no decoupled decay: leave it out, or give "

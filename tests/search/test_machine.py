@@ -62,6 +62,14 @@ def test_what_does_not_fit_is_refused(nodes: list[Node], asked: dict[str, Any], 
         pool(nodes, **asked)
 
 
+def test_a_precision_that_cpus_lack_is_refused() -> None:
+    """Promise 8: a CPU would train in float32, and the records would say otherwise."""
+    asked = {"training": {"precision": "tf32"}}
+    with pytest.raises(BadInput, match="precision is tf32, but the workers train on CPUs"):
+        form_pool(Experiment.model_validate(asked), [Node(2, 0)])
+    assert form_pool(Experiment.model_validate(asked), [Node(2, 1)]).device == "cuda"
+
+
 @pytest.mark.parametrize(
     ("quota", "expected"), [("max 100000\n", None), ("150000 100000\n", 1), ("50000 100000\n", 1), ("nonsense", None)]
 )

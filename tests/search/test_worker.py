@@ -835,3 +835,13 @@ def test_where_two_members_find_no_memory_each_cell_trains_alone(
     stack = run.next_job()
     assert isinstance(stack, StackJob)
     assert len(stack.cells) == 1
+
+
+def test_the_precision_of_training_is_in_every_record(tmp_path: Path) -> None:
+    """What bits depend on is recorded; float32 where nothing else is asked for."""
+    for precision in ("float32", "bf16"):
+        chosen = experiment(tasks={"count": 1}, training={"epochs": 3, "precision": precision})
+        played = perform_all(chosen, tmp_path / precision)
+        commit = played.results[1].commit
+        assert commit is not None
+        assert {record.provenance.precision for record in (*played.cells(0), commit)} == {precision}

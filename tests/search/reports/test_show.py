@@ -151,3 +151,13 @@ def printed(report):
     stream = io.StringIO()
     print_table(TABLES["show"](report), stream)
     return stream.getvalue()
+
+
+def test_another_precision_than_float32_is_said(store, experiment, simulate):
+    simulate(experiment(tasks={"count": 1}))
+    report = show(store, "made-up")
+    for precision, said in (("float32", False), ("bf16", True)):
+        report["provenance"]["precision"] = precision
+        out = io.StringIO()
+        print_table(TABLES["show"](report), out)
+        assert ("bf16 products in training" in out.getvalue()) is said
