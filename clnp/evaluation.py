@@ -8,9 +8,13 @@ from clnp.ownership import masked, reads
 from clnp.subnetwork import check_committed, subnetwork
 from clnp.tasks.task import Split
 
-__all__ = ["count_correct", "full_width_agrees", "full_width_difference", "full_width_logits", "logits"]
+__all__ = ["Scorer", "count_correct", "full_width_agrees", "full_width_difference", "full_width_logits", "logits"]
 
 _BATCH = 500
+
+_KEPT_BYTES = 2**28
+"""Of values that a :class:`Scorer` keeps from one network to the next."""
+
 _TOLERANCE = 1e-5
 
 _ROUNDING = 1e-3
@@ -38,6 +42,72 @@ def count_correct(module: nn.Module, split: Split) -> int:
     """How many samples of ``split`` the module answers right; of equal logits the first class counts as the answer."""
     answers = logits(module, split.x).argmax(1)
     return int((answers == split.y.to(answers.device)).sum())
+
+
+class Scorer:
+    """Scores one network after another on the same samples, bit for bit as :func:`logits` and :func:`count_correct` do.
+
+    A ``nn.Sequential`` that begins as the one before it did is computed from where they part: the same modules give the
+    same numbers. Where units go one by one, most of them in the last layers, that is most of a network.
+
+    Args:
+        split: The samples, in the dtype and on the device of the networks.
+    """
+
+    def __init__(self, split: Split) -> None:
+        self._pieces = torch.split(split.x, _BATCH)
+        self._y = split.y
+        self._steps: list[nn.Module] = []
+        self._kept: dict[int, list[Tensor]] = {}
+
+    def count_correct(self, module: nn.Module) -> int:
+        """How many samples the module answers right, see :func:`count_correct`."""
+        return int((self.logits(module).argmax(1) == self._y).sum())
+
+    def logits(self, module: nn.Module) -> Tensor:
+        """The module's answers ``[n, classes]``; it is in evaluation mode."""
+        steps = list(module) if isinstance(module, nn.Sequential) else [module]
+        common = 0
+        for step, before in zip(steps, self._steps, strict=False):
+            if not _same(step, before):
+                break
+            common += 1
+        self._kept = {place: values for place, values in self._kept.items() if place <= common}
+        begin = max(self._kept, default=0)
+        read = [place for place in range(begin + 1, len(steps)) if _has_entries(steps[place])]
+        found: dict[int, list[Tensor]] = {place: [] for place in read if any(map(_has_entries, steps[:place]))}
+        answers = []
+        with torch.no_grad():
+            for value in self._kept.get(begin, self._pieces):
+                for place in range(begin, len(steps)):
+                    if place in found:
+                        found[place].append(value)
+                    value = steps[place](value)
+                answers.append(value)
+        self._keep(found)
+        self._steps = steps
+        return torch.cat(answers)
+
+    def _keep(self, found: dict[int, list[Tensor]]) -> None:
+        """Keep what fits, the deepest first: it saves most."""
+        self._kept |= found
+        room = _KEPT_BYTES
+        for place in sorted(self._kept, reverse=True):
+            room -= sum(value.nbytes for value in self._kept[place])
+            if room < 0:
+                del self._kept[place]
+
+
+def _has_entries(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules compute the same, bit for bit."""
+    if repr(one) != repr(other):
+        return False
+    mine, others = one.state_dict(), other.state_dict()
+    return all(torch.equal(value, others[name]) for name, value in mine.items())
 
 
 def full_width_logits(network: Network, x: Tensor, task: int) -> Tensor:

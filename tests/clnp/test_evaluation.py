@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from clnp import evaluation
+from clnp.activity import mean_activity
 from clnp.commit import commit
-from clnp.evaluation import count_correct, full_width_agrees, full_width_difference, full_width_logits, logits
+from clnp.evaluation import Scorer, count_correct, full_width_agrees, full_width_difference, full_width_logits, logits
 from clnp.network import FREE
 from clnp.ownership import trainable
-from clnp.subnetwork import subnetwork
+from clnp.subnetwork import cut, subnetwork
 from clnp.tasks.task import Split
+from clnp.thresholds import claims_at, thresholds
 
 
 @pytest.mark.parametrize("samples", [1, 500, 1203])
@@ -41,6 +43,58 @@ def test_right_answers_and_ties():
     x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     # The first two classes are equal on the first two samples, all three on the last: the first of them is the answer.
     assert count_correct(module, Split(x, torch.tensor([0, 1, 2, 0]))) == 3
+
+
+@settings(max_examples=40)
+@given(data=st.data(), room=st.sampled_from([0, 2000, 2**28]))
+def test_networks_scored_one_after_another_get_the_canonical_answers(networks, data, room):
+    """Promise 2: what is taken over from the network before is what would be computed, bit for bit."""
+    network, x = data.draw(networks(count=23))
+    split = Split(x, torch.randint(3, (len(x),), generator=torch.Generator().manual_seed(0)))
+    activity = mean_activity(network, x)
+    thetas = thresholds(network, activity)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "_KEPT_BYTES", room)
+        patch.setattr(evaluation, "_BATCH", 10)
+        scorer = Scorer(split)
+        for theta in data.draw(st.lists(st.sampled_from(thetas), min_size=1, max_size=6)):
+            narrow = cut(network, network.task, claims_at(network, activity, theta))
+            assert torch.equal(scorer.logits(narrow), logits(narrow, x))
+            assert scorer.count_correct(narrow) == count_correct(narrow, split)
+
+
+def computed(scorer, modules):
+    """Which of a Sequential's modules a scorer runs."""
+    ran = []
+    hooks = [
+        step.register_forward_hook(lambda *_, place=place: ran.append(place)) for place, step in enumerate(modules)
+    ]
+    scorer.logits(modules)
+    for hook in hooks:
+        hook.remove()
+    return ran
+
+
+def test_what_two_networks_begin_with_is_computed_once(monkeypatch):
+    def network(last):
+        torch.manual_seed(0)
+        begin = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 6), nn.ReLU()]
+        return nn.Sequential(*begin, nn.Linear(6, last)).eval()
+
+    scorer = Scorer(Split(torch.randn(9, 1, 4, 4), torch.zeros(9, dtype=torch.int64)))
+    assert computed(scorer, network(3)) == [0, 1, 2, 3, 4, 5]
+    assert computed(scorer, network(2)) == [5]
+    other = network(2)
+    with torch.no_grad():
+        other[3].bias[0] += 1
+    assert computed(scorer, other) == [3, 4, 5]
+    steeper = nn.Sequential(*other)
+    steeper[1] = nn.LeakyReLU(0.5)
+    assert computed(scorer, steeper) == [0, 1, 2, 3, 4, 5], "modules without entries count as well"
+    monkeypatch.setattr(evaluation, "_KEPT_BYTES", 9 * 6 * 4)
+    assert computed(scorer, network(3)) == [0, 1, 2, 3, 4, 5]
+    assert computed(scorer, network(2)) == [5], "the deepest values are those that are kept"
+    assert computed(scorer, other) == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("head", ["single", "multi"])
