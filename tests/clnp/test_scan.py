@@ -27,17 +27,25 @@ def inside(network, activity, split, tolerance):
     bounds = scan(network, activity, thetas, split, tolerance=tolerance)
     points = curve(network, activity, split)
     assert [point.theta for point in points] == thetas
+    assert bounds[0] == (0, len(split)), "every unit kept is always scored"
     for point, (low, high) in zip(points, bounds, strict=True):
         assert 0 <= low <= point.correct <= high <= len(split)
     return bounds
 
 
-@settings(max_examples=30)
-@given(data=st.data(), tolerance=st.sampled_from([1e-4, 1e-3, 1e-1]), silent=st.sampled_from([0.0, 0.3]))
-def test_the_bounds_hold_every_canonical_count(networks, data, tolerance, silent):
+@settings(max_examples=40)
+@given(
+    data=st.data(),
+    tolerance=st.sampled_from([1e-5, 1e-4, 1e-1]),
+    silent=st.sampled_from([0.0, 0.3]),
+    strides=st.sampled_from([(128, 16), (5, 2), (3,), (4, 2, 1)]),
+)
+def test_the_bounds_hold_every_canonical_count(networks, data, tolerance, silent, strides):
     """Promise 2: what is skipped for its bounds is never scored."""
     network, x = data.draw(networks(count=30, silent=silent))
-    inside(network, mean_activity(network, x[15:]), labelled(x[:15]), tolerance)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan_module, "_STRIDES", strides)
+        inside(network, mean_activity(network, x[15:]), labelled(x[:15]), tolerance)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -47,20 +55,43 @@ def test_the_bounds_are_worth_something(make_any, kind, head):
     network, shape = make_any(kind, 3, head=head, committed=1, dtype=torch.float64)
     x = torch.randn(40, *shape, dtype=torch.float64)
     bounds = inside(network, mean_activity(network, x), labelled(x), 1e-11)
-    assert all(low == high for low, high in bounds)
+    assert all(low == high for low, high in bounds[1:])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("head", ["single", "multi"])
-def test_pieces_and_groups_do_not_matter(make_any, monkeypatch, kind, head):
+def test_pieces_and_stretches_do_not_matter(make_any, monkeypatch, kind, head):
     network, shape = make_any(kind, 5, head=head, committed=1, dtype=torch.float64)
     x = torch.randn(23, *shape, dtype=torch.float64)
     activity, split = mean_activity(network, x), labelled(x)
     thetas = thresholds(network, activity)
     whole = scan(network, activity, thetas, split, tolerance=1e-11)
-    monkeypatch.setattr(scan_module, "_GROUP", 3)
-    monkeypatch.setattr(scan_module, "_PIECE_BYTES", {"cpu": 4 * 700})
-    assert scan(network, activity, thetas, split, tolerance=1e-11) == whole
+    monkeypatch.setattr(scan_module, "_PIECE_BYTES", {"dense": 4 * 700, "conv": 4 * 700})
+    for strides in ((1000,), (3, 1), (4, 3, 2)):
+        monkeypatch.setattr(scan_module, "_STRIDES", strides)
+        assert scan(network, activity, thetas, split, tolerance=1e-11) == whole
+
+
+def test_most_samples_are_decided_for_many_thresholds_at_once(monkeypatch):
+    """What the scan saves: few samples go from threshold to threshold."""
+    source = torch.Generator().manual_seed(0)
+    network = Network(mlp(8, [60, 60], 3))
+    for value in network.parameters():
+        value.copy_(torch.randn(value.shape, generator=source))
+    for layer in network.layers[:-1]:  # Most units are quiet, as L1 makes them.
+        network.weights(layer).weight[10:] *= 1e-3
+        network.weights(layer).bias[10:] *= 1e-3
+    x = torch.randn(400, 8, generator=source)
+    singly = []
+    count = scan_module._Search._count
+
+    def followed(self, samples, stretch):
+        singly.append(len(samples.y) * len(stretch))
+        count(self, samples, stretch)
+
+    monkeypatch.setattr(scan_module._Search, "_count", followed)
+    bounds = inside(network, mean_activity(network, x), labelled(x), 1e-5)
+    assert sum(singly) < 0.3 * len(x) * len(bounds)
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (2, 3, 2, 2)])
