@@ -533,6 +533,16 @@ def test_help_imports_no_torch_and_no_ray_and_is_there_at_once():
     assert min(times) < 0.5
 
 
+def test_python_does_not_look_through_all_modules_once_more_at_the_end():
+    """A second after every run. What is registered first is called last."""
+    program = (
+        "import atexit, gc; atexit.register(lambda: print('left out', gc.get_freeze_count() > 10_000)); "
+        "from search.cli import main; main(['experiments'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.endswith("left out True\n")
+
+
 def test_the_module_is_the_command():
     done = subprocess.run(
         [sys.executable, "-m", "search", "--version"], capture_output=True, text=True, cwd=ROOT, check=True, timeout=60

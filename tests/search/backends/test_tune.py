@@ -233,6 +233,13 @@ def test_what_came_back_before_a_stop_is_taken_in(small: Small) -> None:
     assert not book.losses
 
 
+def test_ray_begins_to_start_before_torch_is_imported() -> None:
+    """Each takes seconds, and on two cores they go side by side."""
+    script = "import sys, search.driver, search.backends.tune; print([n for n in ('torch', 'ray') if n in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ended.stdout == "[]\n"
+
+
 def test_ray_client_is_refused() -> None:
     with pytest.raises(BadInput, match="clnp-search submit"):
         Tune("ray://head:10001")
