@@ -128,7 +128,7 @@ def unsound_halving(experiment: Experiment, task: int, records: Mapping[int, Cel
 
 def _halved(experiment: Experiment, task: int, members: Sequence[CellRecord]) -> Iterator[tuple[int, Dropped]]:
     """Whom the counts of a whole stack drop, by cell's index, as :func:`clnp.training.train` does."""
-    training, margin = experiment.of(task).training, experiment.margin(task)
+    training, halving = experiment.of(task).training, experiment.halving(task)
 
     def standing(record: CellRecord, epoch: int) -> int:
         counts = record.epochs[:epoch]
@@ -139,7 +139,9 @@ def _halved(experiment: Experiment, task: int, members: Sequence[CellRecord]) ->
         return patience is not None and len(counts) - 1 - counts.index(max(counts)) >= patience
 
     total = max((score.total for record in members if (score := record.score or record.dropped)), default=0)
-    for epoch in training.halving if total else ():
+    if halving is None or not total:
+        return
+    for epoch in halving.epochs:
         begun = [record for record in members if record.epochs]
         ended = [record for record in begun if len(record.epochs) <= epoch and out_of_patience(record)]
         going = [record for record in begun if len(record.epochs) >= epoch and record not in ended]
@@ -148,6 +150,6 @@ def _halved(experiment: Experiment, task: int, members: Sequence[CellRecord]) ->
             [standing(record, epoch) for record in ended],
             epoch=epoch,
             total=total,
-            margin=margin,
+            margin=halving.margin,
         )
         yield from ((going[place].cell.index, why) for place, why in found.items())

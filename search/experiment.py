@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
+from clnp.halving import Halving
 from clnp.tasks.sizes import Sizes, validation_count
 from search import experiment_file
 from search.errors import BadInput
@@ -212,6 +213,13 @@ class Experiment(Section):
         if given is None:
             given = rule.floor
         return Fraction(repr(given[task] if isinstance(given, tuple) else given))
+
+    def halving(self, task: int) -> Halving | None:
+        """How the stacks of a task are halved, or None. Who is within the task's own margin is never dropped."""
+        training = self.of(task).training
+        if training.halving_margin is None:
+            return None
+        return Halving(training.halving, max(Fraction(repr(training.halving_margin)), self.margin(task)))
 
     def identity(self, data: str) -> dict[str, Any]:
         """What makes a run the same, as JSON-able data; compare two with :func:`differences`.

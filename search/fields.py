@@ -111,6 +111,8 @@ Classes = Annotated[int, Field(ge=2), _whole(2, CLASSES)]
 
 
 def _epochs(value: object) -> object:
+    if value is None:
+        return ()
     mend = "give rising whole numbers of at least 1, such as [5, 10]"
     if not isinstance(value, list | tuple) or not all(_is_whole(one, 1) for one in value):
         raise refusal(mend)
@@ -120,7 +122,7 @@ def _epochs(value: object) -> object:
 
 
 Epochs = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_epochs)]
-"""Epochs at which something happens, each after the one before; none of them: never."""
+"""Epochs at which something happens, each after the one before; none of them, or null: never."""
 
 Share = Annotated[
     float, Field(gt=0, lt=1), _real("give a share of the training set, above 0 and below 1", lambda x: 0 < x < 1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from search.experiment import Experiment
 from search.records import Cell, Memory
 from search.sections import spread
-from search.text import number
+from search.text import number, points_text
 
 __all__ = ["cells", "expected_share", "members_that_fit", "stacks", "warnings"]
 
@@ -140,8 +140,9 @@ def warnings(experiment: Experiment) -> list[str]:
         )
     if halving := experiment.training.halving:
         found.append(
-            f"training.halving is on: who is behind after epoch {' and '.join(map(str, halving))} is dropped, whatever "
-            f"it might have come to, and replay refuses a larger margin"
+            f"training.halving is on: who is more than {points_text(experiment.training.halving_margin or 0)} behind "
+            f"after epoch {' and '.join(map(str, halving))} is dropped, whatever it might have come to, and replay "
+            f"refuses a larger margin"
         )
     return found
 

@@ -12,7 +12,7 @@ from search.errors import BadInput, Damage
 from search.experiment import Experiment
 from search.names import study_name
 from search.records import Cell, CellRecord, CommitRecord
-from search.text import members, number, plural
+from search.text import members, number, plural, points_text
 
 __all__ = ["Replayed", "recorded_cells", "replay"]
 
@@ -61,14 +61,15 @@ def replay(experiment: Experiment, history: History, margin: Fraction, *, name: 
     Exact up to and including the first task of a replica whose winner or θ would differ (Sec. 2.2). It is the margin
     rule that selects again, also in a run under the budget rule: a margin stands for itself, while a budget hangs on
     what the tasks before have claimed, which another choice would have changed. Fine-tuning is training, which is not
-    repeated: both sides are compared as they were pruned, before it. A cell that halving dropped was hopeless at the
-    margin that the task had and is no candidate at a smaller one either; at a larger one it might be, and nobody knows.
+    repeated: both sides are compared as they were pruned, before it. A cell that halving dropped was behind by more
+    than the margin of halving, and so by more than a smaller one: that is the bet, and it is no candidate. At a larger
+    one it might be, and nobody knows.
 
     Args:
         name: Of the run, for messages.
 
     Raises:
-        BadInput: The margin is larger than that of a task of which cells were dropped.
+        BadInput: Cells of a task were dropped, and the margin is larger than the one by which they were behind.
         Damage: A trial that a commit was decided on is gone.
         clnp.errors.Damaged: A staircase is not that of its trial.
         ValueError: The margin is not from 0 to 100 percentage points.
@@ -92,18 +93,17 @@ def _refuse_beyond(experiment: Experiment, history: History, margin: Fraction) -
     """A margin at which a cell that was dropped might have won."""
     places = [here for here in sorted(history.commits) if here[0] < experiment.replicas]
     gone = {here: cells for here in places if (cells := dropped(history.cells.get(here, {})))}
-    beyond = [here for here in gone if margin > experiment.margin(here[1])]
+    limits = {here: halving.margin for here in gone if (halving := experiment.halving(here[1])) is not None}
+    beyond = [here for here, limit in limits.items() if margin > limit]
     if not beyond:
         return
     first, wanted = beyond[0], number(float(margin))
-    limit = "floor" if experiment.of(first[1]).rule.kind == "budget" else "margin"
-    was, least = experiment.margin(first[1]), min(experiment.margin(task) for _, task in gone)
     others = f", and so in {plural(len(beyond) - 1, 'other task')}" if len(beyond) > 1 else ""
     raise BadInput(
-        f"a margin of {wanted} cannot be replayed: in {place(*first)} halving dropped {members(gone[first])}, hopeless "
-        f"at the task's {limit} of {number(float(was))}, and at {wanted} such a cell might have won{others}; give a "
-        f"margin of {number(float(least))} at most, or run it again with every cell trained to its end: "
-        "--set training.halving=[] --name NEW"
+        f"a margin of {wanted} cannot be replayed: in {place(*first)} halving dropped {members(gone[first])}, more "
+        f"than {points_text(float(limits[first]))} behind, and at {wanted} such a cell might have won{others}; give "
+        f"a margin of {number(float(min(limits.values())))} at most, or run it again with every cell trained to its "
+        "end: --set training.halving=null --name NEW"
     )
 
 

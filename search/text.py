@@ -16,6 +16,7 @@ __all__ = [
     "numbers",
     "percent",
     "plural",
+    "points_text",
     "size",
     "theta",
     "times",
@@ -114,6 +115,11 @@ def duration(seconds: float) -> str:
 def clock(seconds: float) -> str:
     """A moment, seconds since 1970, in local time."""
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def points_text(points: float) -> str:
+    """Percentage points: ``1 point``, ``0.667 points``."""
+    return f"{number(points, digits=3)} point{'' if points == 1 else 's'}"
 
 
 def plural(count: int, word: str) -> str:

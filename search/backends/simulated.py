@@ -197,10 +197,13 @@ class World:
     def _dropped(self, experiment: Experiment, job: StackJob) -> dict[int, Dropped]:
         """By cell's index whom halving drops."""
         found: dict[int, Dropped] = {}
-        for epoch in experiment.training.halving:
+        halving = experiment.halving(job.task)
+        if halving is None:
+            return found
+        for epoch in halving.epochs:
             cells = [cell for cell in job.cells if cell.index not in found and not self._diverges(job, cell)]
             counts = [self._counts(experiment, job, cell)[epoch - 1] for cell in cells]
-            gone = halve(counts, (), epoch=epoch, total=self._total, margin=experiment.margin(job.task))
+            gone = halve(counts, (), epoch=epoch, total=self._total, margin=halving.margin)
             found |= {cells[place].index: why for place, why in gone.items()}
         return found
 

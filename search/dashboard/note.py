@@ -9,7 +9,6 @@ from search.attributes import Carried, Trial
 from search.dashboard.layout import figure_attributes, file_attributes, note_attributes, note_text
 from search.experiment import Experiment
 from search.figures.common import Trials, alpha_text, task_trials, theta_text, tuned_text
-from search.figures.style import points_text
 from search.figures.thin import thin
 from search.figures.trials import pareto
 from search.names import cell_key
@@ -18,7 +17,7 @@ from search.records import CommitRecord
 from search.reports.common import Known
 from search.reports.show import why
 from search.store import RunRow
-from search.text import MANY, members, number, percent, plural
+from search.text import MANY, members, number, percent, plural, points_text
 
 __all__ = ["Note", "compose", "merge"]
 

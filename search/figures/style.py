@@ -8,7 +8,7 @@ from statistics import mean, stdev
 import plotly.graph_objects as go
 
 from search.reports.common import Known
-from search.text import number, percent
+from search.text import percent
 
 __all__ = [
     "AXIS",
@@ -28,7 +28,6 @@ __all__ = [
     "empty",
     "layer_colours",
     "plain",
-    "points_text",
     "spread_text",
     "task_axis",
     "titled",
@@ -135,11 +134,6 @@ def spread_text(values: Sequence[float]) -> str:
     """``96.70 % ± 0.10 %`` of shares; without the second number of one."""
     middle, deviation = average(values)
     return percent(middle) if deviation is None else f"{percent(middle)} ± {percent(deviation)}"
-
-
-def points_text(points: float) -> str:
-    """Percentage points: ``1 point``, ``0.667 points``."""
-    return f"{number(points, digits=3)} point{'' if points == 1 else 's'}"
 
 
 def bounds(values: Iterable[float | None], *, least: float) -> dict[str, float]:

@@ -4,10 +4,10 @@ import plotly.graph_objects as go
 
 from clnp.forgetting import Point
 from search.figures.common import Trials, cell_text, groups_text, task_trials, theta_text, tuned_text
-from search.figures.style import CHOSEN, GREY, INK, counts, empty, plain, points_text, titled
+from search.figures.style import CHOSEN, GREY, INK, counts, empty, plain, titled
 from search.records import CellRecord, CommitRecord
 from search.reports.common import Known
-from search.text import MANY, percent, plural
+from search.text import MANY, percent, plural, points_text
 
 __all__ = ["pareto"]
 

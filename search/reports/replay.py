@@ -23,8 +23,8 @@ def replay(store: Store, name: str, margin: str) -> Report:
         margin: Percentage points, as a decimal is written: exact.
 
     Raises:
-        BadInput: No run has this name, or the margin is not a number from 0 to 100, or larger than that of a task of
-            which cells were dropped.
+        BadInput: No run has this name, or the margin is not a number from 0 to 100, or larger than halving's in a
+            task of which cells were dropped.
         Damage: A record contradicts itself.
     """
     other = _margin(margin)

@@ -30,7 +30,7 @@ def show(store: Store, name: str, *, task: int | None = None, replica: int | Non
     """
     known = read_run(store, name)
     record = find_commit(known, task, 1 if replica is None else replica)
-    margin = known.experiment.margin(record.task)
+    margin, halving = known.experiment.margin(record.task), known.experiment.halving(record.task)
     choice = _choose(known, record)
     winner = known.cells(record.replica, record.task).get(record.winner.index)
     explained = choice is not None and _as_recorded(known, choice, record)
@@ -44,6 +44,7 @@ def show(store: Store, name: str, *, task: int | None = None, replica: int | Non
         **task_row(known, record),
         "rule": known.experiment.of(record.task).rule.kind,
         "margin": float(margin),
+        "halving": None if halving is None else {"epochs": list(halving.epochs), "margin": float(halving.margin)},
         "budget": _budget(known, record),
         "sparsity": known.experiment.of(record.task).rule.sparsity,
         "why": why(known, record),

@@ -5,12 +5,28 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from search.fields import Count, Epochs, Flag, LayerAlpha, LearningRate, Margin, Momentum, Penalty, choice, refusal
+from search.fields import (
+    Count,
+    Epochs,
+    Flag,
+    LayerAlpha,
+    LearningRate,
+    Margin,
+    Momentum,
+    Penalty,
+    Percent,
+    choice,
+    refusal,
+)
 from search.sections.base import Section
 from search.sections.grid import one_a_layer
 from search.yaml_file import Path
 
 __all__ = ["FineTuning", "Training"]
+
+_BEHIND = 5.0
+"""Points behind the best of which no cell of the shipped grids became a candidate again: tests/benchmarks/halving.py.
+At the margin of a task itself one in three winners and more were dropped."""
 
 _Optimizer = Literal["adam", "adamw", "sgd"]
 _Precision = Literal["float32", "tf32", "bf16"]
@@ -42,8 +58,14 @@ class Training(Section):
     )
     halving: Epochs = Field(
         default=(),
-        description="Epochs after which the worse half of a stack is dropped, but for those within the margin of the "
-        "best. Left out: every cell trains to its end.",
+        description="Epochs after which those of the worse half of a stack that are too far behind its best are "
+        "dropped. Left out: every cell trains to its end.",
+    )
+    halving_margin: Percent | None = Field(
+        default=None,
+        validate_default=True,
+        description="With halving: by more than so many percentage points of validation accuracy is too far behind, "
+        "and never within the margin of the task. Left out: 5.",
     )
     precision: Annotated[_Precision, choice(_Precision)] = Field(
         default="float32",
@@ -78,6 +100,15 @@ class Training(Section):
         if epochs is not None and halving and halving[-1] >= epochs:
             raise refusal(f"of {epochs} epochs (training.epochs) some must be left after the last of them")
         return halving
+
+    @field_validator("halving_margin")
+    @classmethod
+    def _halving_only(cls, margin: float | None, info: ValidationInfo) -> float | None:
+        if info.data.get("halving"):
+            return _BEHIND if margin is None else margin
+        if margin is not None and "halving" in info.data:
+            raise refusal("it does nothing without halving: leave it out, or give halving: [5, 10], say")
+        return margin
 
 
 class FineTuning(Section):

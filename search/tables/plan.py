@@ -115,7 +115,11 @@ def _training(asked: Mapping[str, Any]) -> str:
     """What of training is off unless it is asked for."""
     patience = "" if asked["patience"] is None else f" (patience {asked['patience']:,})"
     stopping = f", early stopping{patience}" if asked["early_stopping"] else ""
-    halving = f", halving after epoch {' and '.join(map(str, asked['halving']))}" if asked["halving"] else ""
+    halving = (
+        f", halving after epoch {' and '.join(map(str, asked['halving']))} ({number(asked['halving_margin'])} %)"
+        if asked["halving"]
+        else ""
+    )
     return f"{stopping}{halving}" + (f", norm α {number(asked['norm_alpha'])}" if asked["norm_alpha"] else "")
 
 

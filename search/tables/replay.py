@@ -65,7 +65,7 @@ def _notes(report: Mapping[str, Any]) -> Iterator[str]:
     if tuned:
         yield "Fine-tuning is not replayed."
     if any(task["dropped"] for task in tasks):
-        yield "Cells that halving dropped are no candidates; a margin larger than their task's is refused."
+        yield "Cells that halving dropped are no candidates; a margin larger than halving's is refused."
     budgeted = sorted({task["task"] for task in tasks if task["rule"] == "budget"})
     if len(budgeted) == len({task["task"] for task in tasks}):
         yield "The run's own rule is the budget rule; what is tried here is the margin rule."

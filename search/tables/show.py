@@ -101,7 +101,7 @@ def _facts(report: Mapping[str, Any]) -> Table:
 def _not_complete(report: Mapping[str, Any], gone: Sequence[int]) -> str:
     """What the grid lacks, and what follows from that."""
     which = f"{len(gone):,} of {plural(len(report['trials']), 'cell')} ({members(gone)})"
-    return f"{which} dropped by halving before the end; replay goes up to this {_limit(report)} alone"
+    return f"{which} dropped by halving before the end; replay goes up to {number(report['halving']['margin'])} %"
 
 
 def _which_round(report: Mapping[str, Any]) -> str:

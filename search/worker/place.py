@@ -85,4 +85,4 @@ class Place:
 
 def training(experiment: Experiment) -> Settings:
     """Without what is of a grid alone: its halving."""
-    return Settings(**experiment.training.model_dump(exclude={"halving"}))
+    return Settings(**experiment.training.model_dump(exclude={"halving", "halving_margin"}))

@@ -7,7 +7,6 @@ from typing import Any
 from clnp.activity import mean_activity
 from clnp.errors import Diverged
 from clnp.footprint import cuda_peak, measure
-from clnp.halving import Halving
 from clnp.network import Network
 from clnp.ownership import with_free
 from clnp.tensors import encode
@@ -47,14 +46,12 @@ class StackWork(Place):
         return JobResult(too_large=too_large)
 
     def _train(self, opened: Network) -> list[Trained]:
-        epochs = self.experiment.training.halving
-        halving = Halving(epochs, self.experiment.margin(self._job.task)) if epochs else None
         return train(
             opened,
             self.task.train,
             self.task.validation,
             [Member(cell.alpha, cell.learning_rate) for cell in self._job.cells],
-            replace(training(self.experiment), halving=halving),
+            replace(training(self.experiment), halving=self.experiment.halving(self._job.task)),
             seed=self.seed,
             on_epoch=self._epoch,
         )

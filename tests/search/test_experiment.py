@@ -141,7 +141,7 @@ MISTAKES = {
     "description: 3": "description is 3; give text; put it in quotes if it reads as something else",
     "tasks: 5": "tasks is 5; give a section with keys: kind, dataset, classes, order, samples, count, options",
     "training:": "training is null; give a section with keys: epochs, batch_size, optimizer, momentum, "
-    "weight_decay, norm_alpha, early_stopping, patience, halving, precision",
+    "weight_decay, norm_alpha, early_stopping, patience, halving, halving_margin, precision",
     "tasks: {count: many}": 'tasks.count is "many"; give a whole number of at least 1',
     "tasks: {count: 2.0}": "tasks.count is 2.0; give a whole number of at least 1",
     "tasks: {count: true}": "tasks.count is true; give a whole number of at least 1",
@@ -201,9 +201,11 @@ MISTAKES = {
     "training: {epochs: 0}": "training.epochs is 0; give a whole number of at least 1",
     "training: {optimizer: sgd, momentum: 1}": "training.momentum is 1; give a number from 0 up to, not including, 1",
     "training: {halving: 5}": f"training.halving is 5; {EPOCHS}",
-    "training: {halving: null}": f"training.halving is null; {EPOCHS}",
     "training: {halving: [5, x]}": f'training.halving is [5, "x"]; {EPOCHS}',
     "training: {halving: [0, 5]}": f"training.halving is [0, 5]; {EPOCHS}",
+    "training: {halving_margin: 5}": "training.halving_margin is 5; it does nothing without halving: leave it out, or "
+    "give halving: [5, 10], say",
+    "training: {halving: [5], halving_margin: 101}": "training.halving_margin is 101; give 0 to 100 percentage points",
     "training: {halving: [5, 5]}": f"training.halving is [5, 5]; they do not rise: {EPOCHS}",
     "training: {epochs: 10, halving: [5, 10]}": "training.halving is [5, 10]; of 10 epochs (training.epochs) some must "
     "be left after the last of them",

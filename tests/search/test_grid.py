@@ -135,7 +135,7 @@ def test_a_margin_of_just_one_sample_is_not_less_than_one() -> None:
 
 def test_halving_is_said() -> None:
     (line,) = warned(training={"halving": [5]})
-    assert line.startswith("training.halving is on: who is behind after epoch 5 is dropped, ")
+    assert line.startswith("training.halving is on: who is more than 5 points behind after epoch 5 is dropped, ")
 
 
 def test_early_stopping_is_said() -> None:

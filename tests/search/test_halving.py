@@ -41,7 +41,7 @@ PLAIN: dict[str, Any] = {
     "tasks": {"count": 2},
     "model": {"hidden": [40, 30]},
     "grid": {"alpha": [1e-3, 2e-2], "learning_rate": [0.0001, 0.005, 0.01]},
-    "training": {"epochs": 4, "halving": [1, 3]},
+    "training": {"epochs": 4, "halving": [1, 3], "halving_margin": 2},
     "rule": {"margin": 3},
     "worker": {"cells": 6, "gpu": 0},
 }
@@ -180,7 +180,12 @@ def test_a_run_that_was_cut_off_ends_with_the_same_records(
 
 def simulated(world: World | None = None, **changes: Any) -> tuple[Experiment, MemoryBook, Run]:
     asked = experiment(
-        **{"training": {"epochs": 30, "halving": [10, 20]}, "replicas": 2, "rule": {"margin": 1}, **changes}
+        **{
+            "training": {"epochs": 30, "halving": [10, 20], "halving_margin": 0},
+            "replicas": 2,
+            "rule": {"margin": 1},
+            **changes,
+        }
     )
     book = MemoryBook()
     run = Run(asked, book, book, data=lambda *_: "d" * 64, workers=2)
@@ -224,17 +229,17 @@ def test_a_refusal_says_what_was_dropped_and_what_to_do() -> None:
     with pytest.raises(BadInput) as caught:
         replay(asked, book, Fraction("1.5"))
     assert str(caught.value) == (
-        "a margin of 1.5 cannot be replayed: in replica 1, task 1 halving dropped cells 0–1, 3–4, hopeless at the "
-        "task's margin of 1, and at 1.5 such a cell might have won, and so in 3 other tasks; give a margin of 1 at "
-        "most, or run it again with every cell trained to its end: --set training.halving=[] --name NEW"
+        "a margin of 1.5 cannot be replayed: in replica 1, task 1 halving dropped cells 0–1, 3–4, more than 1 point "
+        "behind, and at 1.5 such a cell might have won, and so in 3 other tasks; give a margin of 1 at most, or run it "
+        "again with every cell trained to its end: --set training.halving=null --name NEW"
     )
 
 
 def test_a_task_without_a_dropped_cell_holds_no_margin_back() -> None:
-    """Each task has the margin that it was halved with; a budget's floor is one; where nobody went, any will do."""
+    """Each task has the margin that it was halved with, its own at least; where nobody went, any will do."""
     asked, book, _ = simulated(rule={"margin": [2, 1]}, replicas=1)
     assert all(any(record.dropped for record in book.cells[0, task].values()) for task in range(2))
-    with pytest.raises(BadInput, match=r"in replica 1, task 2 .* the task's margin of 1, and .* a margin of 1 at"):
+    with pytest.raises(BadInput, match=r"in replica 1, task 2 .* more than 1 point behind, and .* a margin of 1 at"):
         replay(asked, book, Fraction("1.5"))
     cells = {place: {i: replace(one, dropped=None) for i, one in found.items()} for place, found in book.cells.items()}
     only = MemoryBook()
@@ -245,7 +250,7 @@ def test_a_task_without_a_dropped_cell_holds_no_margin_back() -> None:
     only.cells = cells
     replay(asked, only, Fraction(100))
     asked, book, _ = simulated(rule={"kind": "budget", "tasks": 2, "floor": 1}, replicas=1)
-    with pytest.raises(BadInput, match="hopeless at the task's floor of 1, and at 2 such a cell might have won"):
+    with pytest.raises(BadInput, match="more than 1 point behind, and at 2 such a cell might have won"):
         replay(asked, book, Fraction(2))
 
 
@@ -269,10 +274,16 @@ def test_where_nobody_came_to_an_end_the_reason_is_said() -> None:
 def test_the_setting_is_part_of_what_makes_a_run_the_same() -> None:
     """And a run from before there was one goes on without it."""
     with_it, without = experiment(), experiment(training={"epochs": 4})
-    assert differences(without, with_it, "d", "d") == ["training.halving: was [], is [1, 3]"]
+    assert differences(without, with_it, "d", "d") == [
+        "training.halving: was [], is [1, 3]",
+        "training.halving_margin: was null, is 2.0",
+    ]
+    five = {"epochs": 4, "halving": [1, 3], "halving_margin": 5}
+    assert experiment(training=five) == experiment(training={"epochs": 4, "halving": [1, 3]})
     recorded = without.to_json()
-    del recorded["training"]["halving"]
+    del recorded["training"]["halving"], recorded["training"]["halving_margin"]
     assert not differences(Experiment.from_json(recorded), without, "d", "d")
+    assert experiment(training={"epochs": 4, "halving": None}) == without
     assert not differences(Experiment.from_json(with_it.to_json()), with_it, "d", "d")
 
 
@@ -285,7 +296,7 @@ def test_a_fork_holds_what_was_dropped_and_its_margin(store: Store) -> None:
     assert new["trials"][0, 0] == old["trials"][0, 0]
     assert not any(record.dropped for record in new["cells"][0, 1].values())
     with pytest.raises(
-        BadInput, match=r"in replica 1, task 1 halving dropped .* the task's margin of 3, and at 4 such"
+        BadInput, match=r"in replica 1, task 1 halving dropped .* more than 3 points behind, and at 4 such"
     ):
         replay(recorded(store, "new"), store.history("new"), Fraction(4))
     assert verify(store, "new")["sound"]
@@ -347,14 +358,14 @@ def test_what_is_trained_again_is_dropped_by_nothing(tmp_path: Path) -> None:
     why = next(record.dropped for record in history.cells[0, 0].values() if record.dropped)
     assert why.needed == why.best - 7, "5 % of 150 are 7.5"
     assert replay(asked, history, Fraction(5))
-    with pytest.raises(BadInput, match="the task's margin of 5, and at 6 such"):
+    with pytest.raises(BadInput, match="more than 5 points behind, and at 6 such"):
         replay(asked, history, Fraction(6))
 
 
 @pytest.mark.parametrize("patience", [None, 1, 2])
 def test_verify_knows_every_other_end(tmp_path: Path, patience: int | None) -> None:
     """Early stopping, patience and divergence among those that halving drops."""
-    training = {"epochs": 9, "halving": [2, 5], "early_stopping": True, "patience": patience}
+    training = {"epochs": 9, "halving": [2, 5], "halving_margin": 0, "early_stopping": True, "patience": patience}
     grid = {"alpha": [1e-3], "learning_rate": [0.0001, 0.02, 0.1, 0.05, 0.005, 1e30]}
     with open_store(f"sqlite:///{tmp_path / 'store.db'}") as store:
         assert drive(store, experiment(training=training, grid=grid, tasks={"count": 1}), "halved") == 0
@@ -377,7 +388,7 @@ def test_show_says_that_the_grid_was_not_complete(store: Store) -> None:
     text = " ".join(printed("show", report).split())
     assert "unpruned, over what is left of the whole grid" in text
     assert f"{len(gone)} of 6 cells (" in text
-    assert "dropped by halving before the end; replay goes up to this margin alone" in text
+    assert "dropped by halving before the end; replay goes up to 3 %" in text
     assert f"dropped {cells[gone[0]].dropped}" in text
     assert "below the cut line" not in text or len(gone) < 5
 
@@ -396,7 +407,7 @@ def test_replay_says_that_the_dropped_are_no_candidates(store: Store) -> None:
     assert found["replicas"][0]["tasks"][0]["dropped"] == [
         index for index, record in sorted(store.history("halved").cells[0, 0].items()) if record.dropped
     ]
-    assert "Cells that halving dropped are no candidates; a margin larger than their task's is refused." in " ".join(
+    assert "Cells that halving dropped are no candidates; a margin larger than halving's is refused." in " ".join(
         printed("replay", found).split()
     )
     with pytest.raises(BadInput, match="a margin of 4 cannot be replayed"):
@@ -406,7 +417,7 @@ def test_replay_says_that_the_dropped_are_no_candidates(store: Store) -> None:
 def test_a_run_counts_them_as_finished(tmp_path: Path) -> None:
     """In the status, on the terminal and in the lines; each with its reason in a line of its own."""
     told: list[str] = []
-    asked = experiment(training={"epochs": 30, "halving": [20]}, rule={"margin": 1})
+    asked = experiment(training={"epochs": 30, "halving": [20], "halving_margin": 1}, rule={"margin": 1})
     with open_store(f"sqlite:///{tmp_path / 'store.db'}") as store:
         taken: dict[str, Any] = {"experiment_json": asked.to_json(), "data": "d" * 64, "versions": {}}
         writer = store.take("halved", **taken, layers=asked.outline.layer_names)
@@ -430,10 +441,10 @@ def test_a_run_counts_them_as_finished(tmp_path: Path) -> None:
 
 def test_plan_says_what_halving_costs() -> None:
     text = " ".join(printed("plan", plan(experiment(), "halved", store=None)).split())
-    assert "4 epochs each, halving after epoch 1 and 3" in text
+    assert "4 epochs each, halving after epoch 1 and 3 (2 %)" in text
     assert (
-        "warning: training.halving is on: who is behind after epoch 1 and 3 is dropped, whatever it might have come "
-        "to, and replay refuses a larger margin" in text
+        "warning: training.halving is on: who is more than 2 points behind after epoch 1 and 3 is dropped, whatever it "
+        "might have come to, and replay refuses a larger margin" in text
     )
     once = experiment(grid={**PLAIN["grid"], "after_first": "winner"})
     assert "drops nobody" not in text + printed("plan", plan(once, "halved", store=None))

@@ -158,7 +158,7 @@ def test_an_undisturbed_run_is_complete() -> None:
     assert set(disk.world.artifacts) == kept
 
 
-HALVED = EXPERIMENT.model_copy(update={"training": Training(epochs=30, halving=(20, 25))})
+HALVED = EXPERIMENT.model_copy(update={"training": Training(epochs=30, halving=(20, 25), halving_margin=0.5)})
 
 
 @functools.cache

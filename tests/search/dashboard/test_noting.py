@@ -271,7 +271,9 @@ def test_a_note_says_what_is_special(empty: Store, learn: Any, changes: dict[str
 
 
 def test_a_note_says_that_the_grid_was_not_complete(empty: Store, learn: Any) -> None:
-    learn(empty, training={"epochs": 30, "halving": [20]}, rule={"margin": 1.0}, worker={"cells": 3})
+    learn(
+        empty, training={"epochs": 30, "halving": [20], "halving_margin": 1}, rule={"margin": 1.0}, worker={"cells": 3}
+    )
     write(empty)
     text = optuna_dashboard.get_note(studies(empty)[0])
     assert "of 3 trials reach it unpruned; 1 dropped. Each pruned" in text

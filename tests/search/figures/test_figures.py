@@ -218,7 +218,11 @@ def test_a_task_that_the_rule_refuses_says_why(simulate: Simulate) -> None:
 
 def test_a_dropped_cell_is_marked_and_has_no_line(simulate: Simulate) -> None:
     world = World(diverges=lambda _, cell: cell.index == 3)
-    halved = {"training": {"epochs": 30, "halving": [20]}, "rule": {"margin": 1}, "worker": {"cells": 4}}
+    halved = {
+        "training": {"epochs": 30, "halving": [20], "halving_margin": 1},
+        "rule": {"margin": 1},
+        "worker": {"cells": 4},
+    }
     known = simulate(world=world, replicas=1, tasks={"count": 1}, **halved)
     trials = task_trials(known, 1, 1)
     (gone,) = [index for index, record in trials.records.items() if record.dropped]
