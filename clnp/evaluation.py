@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from clnp.network import Network
 from clnp.ownership import masked, reads
-from clnp.subnetwork import check_committed, subnetwork
+from clnp.subnetwork import before_mask, check_committed, subnetwork
 from clnp.tasks.task import Split
 
 __all__ = ["Scorer", "count_correct", "full_width_agrees", "full_width_difference", "full_width_logits", "logits"]
@@ -114,19 +114,28 @@ def full_width_logits(network: Network, x: Tensor, task: int) -> Tensor:
     """A committed task's logits ``[n, classes]`` from the network at full width, under the task's mask (Fig. 2).
 
     The free and the later units are computed too, and what they send into the task's units counts: a connection that
-    was not severed shows here and not in the sub-network. The mask selects, since 0 · NaN is NaN.
+    was not severed shows here and not in the sub-network. The mask selects, since 0 · NaN is NaN; what nothing but the
+    mask reads is not computed.
 
     Raises:
         IndexError: The task is not committed.
     """
     check_committed(network, task)
-    output = network.output
-    mask = output.columns(reads(network, output, task)) if masked(network, network.last) else None
+    output, mask, short = network.output, None, None
+    if masked(network, network.last):
+        if network.graph.chain and output.positions == 1:
+            short = before_mask(network, task)
+        else:
+            mask = output.columns(reads(network, output, task))
     answers = []
     with torch.no_grad():
-        for piece in torch.split(x, _BATCH):
-            for _, _, value in network.values(piece.to(network.device, network.dtype), task, mask=mask):
-                found = value
+        for samples in torch.split(x, _BATCH):
+            piece = samples.to(network.device, network.dtype)
+            if short is not None:
+                found = short(piece)
+            else:
+                for _, _, value in network.values(piece, task, mask=mask):
+                    found = value
             answers.append(found)
     return torch.cat(answers)
 

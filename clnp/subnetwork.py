@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from clnp.graph import Add, Graph, Layer, Node, Norm
+from clnp.graph import Add, Graph, Layer, Node, Norm, Plain
 from clnp.network import Network
 from clnp.ownership import NORM_ENTRIES, Claims, lives, reads
 
-__all__ = ["Narrow", "Select", "check_committed", "cut", "subnetwork"]
+__all__ = ["Narrow", "Select", "before_mask", "check_committed", "cut", "subnetwork"]
 
 
 class Select(nn.Module):
@@ -101,6 +102,27 @@ def subnetwork(network: Network, task: int) -> nn.Sequential | Narrow:
     """
     check_committed(network, task)
     return cut(network, task)
+
+
+def before_mask(network: Network, task: int) -> nn.Sequential:
+    """The network at full width as far as a shared output layer's mask lets a committed task read it: all units of all
+    groups but the last, and of that one the task's own. Of networks without additions, whose output layer reads one
+    feature a unit."""
+    group, output = network.last.name, network.output
+    units = reads(network, output, task)
+    modules: list[nn.Module] = []
+    for node in network.graph.nodes:
+        op = node.op
+        if isinstance(op, Layer):
+            rows = units.nonzero().squeeze(1) if op.group == group else None
+            columns = op.columns(units).nonzero().squeeze(1) if op == output else None
+            modules.append(_narrow(network, op, task, rows, columns))
+        elif isinstance(op, Norm):
+            every = torch.ones(op.units, dtype=torch.bool, device=network.device)
+            modules.append(_narrow_norm(network, op, units if op.group == group else every))
+        elif isinstance(op, Plain):
+            modules.append(op.module())
+    return nn.Sequential(*modules).eval()
 
 
 def check_committed(network: Network, task: int) -> None:
