@@ -135,7 +135,8 @@ def _trials(report: Mapping[str, Any]) -> Table:
         unpruned = "" if trial["unpruned"] is None else percent(trial["unpruned"]["accuracy"])
         if pruned is None:
             why = f"diverged: {trial['diverged']}" if trial["diverged"] else "below the cut line"
-            why = f"dropped {trial['dropped']['text']}" if trial["dropped"] else why
+            if gone := trial["dropped"]:
+                why = f"dropped after epoch {gone['epoch']} with {percent(gone['correct'] / gone['total'])}"
             table.add_row(*head, unpruned, "", "", *("" for _ in claimed), why, style="dim")
             continue
         cut = theta_cell(pruned["theta"], report["theta_scale"], column)

@@ -389,7 +389,9 @@ def test_show_says_that_the_grid_was_not_complete(store: Store) -> None:
     assert "unpruned, over what is left of the whole grid" in text
     assert f"{len(gone)} of 6 cells (" in text
     assert "dropped by halving before the end; replay goes up to 3 %" in text
-    assert f"dropped {cells[gone[0]].dropped}" in text
+    why = cells[gone[0]].dropped
+    assert why is not None
+    assert f"dropped after epoch {why.epoch} with {100 * why.correct / why.total:.2f} %" in text
     assert "below the cut line" not in text or len(gone) < 5
 
 
