@@ -5,6 +5,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
+
+from search.experiment import Experiment
 
 OVERHEAD = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("overhead.py"))))
 
@@ -45,3 +48,8 @@ def test_a_change_is_from_the_last_stack_over_the_commit_to_the_next_ones():
     assert OVERHEAD.changes(history, 2) == [(0.125, 0.25, 0.5)]
     assert OVERHEAD.changes(history, 4) == [(0.125, 0.25, 0.75)]
     assert list(OVERHEAD.change_rows(history, 2, 3))[2] == "2 | 3 | 1 | 0.12 (0.12) | 0.25 (0.25) | 0.50 (0.50)"
+
+
+def test_the_experiment_of_25_tasks_is_one():
+    text = Path(__file__).with_name("tasks.yaml").read_text(encoding="utf-8")
+    assert Experiment.model_validate(yaml.safe_load(text)).tasks.count == 25
