@@ -25,8 +25,8 @@ from search.yaml_file import Path
 __all__ = ["FineTuning", "Training"]
 
 _BEHIND = 5.0
-"""Points: of 24 winners on the digits one was further behind after epoch 10 of 30; more than the margin of the task, one
-point, 9 of them were (tests/benchmarks/halving.py)."""
+"""Points: of 33 winners on the digits one was further behind after epoch 10 of 30. More than the margin of the task,
+one point, 11 of them were (tests/benchmarks/halving.py)."""
 
 _Optimizer = Literal["adam", "adamw", "sgd"]
 _Precision = Literal["float32", "tf32", "bf16"]
