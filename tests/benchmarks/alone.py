@@ -10,18 +10,20 @@ free when the task opened.
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
 from clnp.evaluation import count_correct
 from clnp.ownership import with_free
 from clnp.subnetwork import cut
-from clnp.training import Member, Settings, open_task, train
+from clnp.training import Member, open_task, train
 from search.building import build_network, build_sequence
 from search.own_code import folders
 from search.records import CommitRecord
 from search.reports.common import Known, read_run
 from search.store import open_store
+from search.worker.place import training
 
 
 def alone(known: Known, record: CommitRecord, data_dir: str | None) -> float:
@@ -36,7 +38,7 @@ def alone(known: Known, record: CommitRecord, data_dir: str | None) -> float:
         task.train,
         task.validation,
         [Member(none, rate) for rate in rates],
-        Settings(**{**experiment.training.model_dump(), "norm_alpha": 0.0}),
+        replace(training(experiment), norm_alpha=0.0),
         seed=experiment.seed + record.replica,
     )
     best = max((each for each in trained if each.diverged is None), key=lambda each: each.epochs[each.epoch - 1])
