@@ -76,26 +76,30 @@ class Scorer:
         begin = max(self._kept, default=0)
         read = [place for place in range(begin + 1, len(steps)) if _has_entries(steps[place])]
         found: dict[int, list[Tensor]] = {place: [] for place in read if any(map(_has_entries, steps[:place]))}
-        answers = []
+        answers: list[Tensor] = []
         with torch.no_grad():
             for value in self._kept.get(begin, self._pieces):
                 for place in range(begin, len(steps)):
                     if place in found:
                         found[place].append(value)
                     value = steps[place](value)
+                if not answers:
+                    self._make_room(found)
                 answers.append(value)
-        self._keep(found)
+        self._kept |= found
         self._steps = steps
         return torch.cat(answers)
 
-    def _keep(self, found: dict[int, list[Tensor]]) -> None:
-        """Keep what fits, the deepest first: it saves most."""
-        self._kept |= found
+    def _make_room(self, found: dict[int, list[Tensor]]) -> None:
+        """Of what is kept and what is found, of which the first piece is there, leave what will fit: the deepest first,
+        which saves most."""
         room = _KEPT_BYTES
-        for place in sorted(self._kept, reverse=True):
-            room -= sum(value.nbytes for value in self._kept[place])
+        for place in sorted({*self._kept, *found}, reverse=True):
+            first = (found.get(place) or self._kept[place])[0]
+            room -= first[0].nbytes * len(self._y)
             if room < 0:
-                del self._kept[place]
+                found.pop(place, None)
+                self._kept.pop(place, None)
 
 
 def _has_entries(module: nn.Module) -> bool:

@@ -1,13 +1,15 @@
 """How much memory a stack takes, measured once: what does not depend on its members, and what each of them adds."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
+from clnp.graph import INPUT, Layer
 from clnp.network import Network
 from clnp.tasks.task import Split
-from clnp.training import SCORED, Member, Settings, train
+from clnp.training import PREFIX_BYTES, SCORED, Member, Settings, train
 
 __all__ = ["Footprint", "cuda_peak", "measure"]
 
@@ -22,10 +24,12 @@ class Footprint:
     Attributes:
         fixed: Data and network.
         member: What each member adds: its parameters, gradients and optimizer state, and its share of a step.
+        kept: What the old features of later tasks may take beside it, see :data:`clnp.training.PREFIX_BYTES`.
     """
 
     fixed: int
     member: int
+    kept: int
 
 
 def cuda_peak(work: Callable[[], object]) -> int:
@@ -74,7 +78,16 @@ def measure(
     run(1)  # what libraries load and keep with their first kernels counts for no member
     one, two = run(1), run(2)
     rest = _bytes(network, train_split) + _bytes(network, validation) - _bytes(network, batch) - _bytes(network, scored)
-    return Footprint(2 * one - two + rest, two - one)
+    features = _features(network, train_split.x.shape[1:]) * network.dtype.itemsize
+    kept = sum(min(PREFIX_BYTES, len(split) * features) for split in (train_split, validation))
+    return Footprint(2 * one - two + rest, two - one, kept)
+
+
+def _features(network: Network, shape: Sequence[int]) -> int:
+    """Numbers of a sample that hidden units give to layers."""
+    shapes = network.check_shape(shape)
+    read = {node.inputs[0] for node in network.graph.nodes if isinstance(node.op, Layer)} - {INPUT}
+    return sum(math.prod(shapes[place]) for place in read)
 
 
 def _first(split: Split, samples: int) -> Split:

@@ -22,7 +22,8 @@ def products(precision: Precision, device: torch.device) -> Iterator[None]:
     Of training alone: mean activities, scans and all that is recorded of a network are computed outside of it.
     """
     if precision == "bf16":
-        with torch.autocast(device.type, torch.bfloat16):
+        # Without the cache: it would keep the weights of the first step for as long as this lasts.
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
             yield
         return
     if precision == "float32":

@@ -124,7 +124,8 @@ class _Search:
         plan, before, after = self.plan, self.plan.live[stretch.start], self.plan.live[stretch.stop - 1]
         logits = samples.values[len(plan.nodes) - 1].T
         rise, fall = plan.drift(samples.values, influences, before, after)
-        slack = self.tolerance * (samples.scale + torch.maximum(rise, fall).amax(0))
+        scale = torch.maximum(samples.scale, logits.abs().amax(0))
+        slack = self.tolerance * (scale + torch.maximum(rise, fall).amax(0))
         index = samples.y.unsqueeze(0)
         # The rounding of these bounds is far below the tolerance.
         least, most = logits - fall, logits + rise

@@ -103,7 +103,7 @@ def _refuse_beyond(experiment: Experiment, history: History, margin: Fraction) -
         f"a margin of {wanted} cannot be replayed: in {place(*first)} halving dropped {members(gone[first])}, more "
         f"than {points_text(float(limits[first]))} behind, and at {wanted} such a cell might have won{others}; give "
         f"a margin of {number(float(min(limits.values())))} at most, or run it again with every cell trained to its "
-        "end: --set training.halving=null --name NEW"
+        "end: --set training.halving=null training.halving_margin=null --name NEW"
     )
 
 

@@ -19,8 +19,11 @@ def few_processes() -> Iterator[None]:
     and the dashboard's part in the node's agent. Each imports Ray or more, and Ray waits for most of them: 2 of 5 s of
     the start on two cores, and 1 s of the end.
     """
-    from ray._private import node, parameter, utils
-
+    try:
+        from ray._private import node, parameter, utils
+    except ImportError:
+        yield
+        return
     full = parameter.RayParams
 
     def params(*args: Any, **kwargs: Any) -> Any:
@@ -43,8 +46,11 @@ def ready_workers() -> Iterator[None]:
     Tune would give its workers an environment, if only of a variable for a library that is not used here, and Ray would
     start others for that: 2 s later. What Tune passes on in it they have inherited.
     """
-    from ray.tune.execution import class_cache
-
+    try:
+        from ray.tune.execution import class_cache
+    except ImportError:
+        yield
+        return
     with _instead(class_cache, "DEFAULT_ENV_VARS", {}), _instead(class_cache, "ENV_VARS_TO_PROPAGATE", set()):
         yield
 

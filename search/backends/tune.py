@@ -85,6 +85,8 @@ class Tune(LiveBackend):
         if self._nodes is not None:
             self._settings = replace(settings, delivered=self._nodes.delivered)
         else:
+            # A Ray of our own begins with a process a core: one a worker, each of which sets its own threads.
+            self._pool = pool = replace(pool, cpu=1)
             self._ready = self._ray.submit(self._start, pool)
 
     def execute(self, run: Run) -> None:

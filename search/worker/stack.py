@@ -138,5 +138,5 @@ class MeasureWork(Place):
                 raise
         release(self.device)
         # Two members do not fit: each cell trains alone.
-        fixed, member = (0, total) if found is None else (found.fixed, found.member)
+        fixed, member = (0, total) if found is None else (found.fixed + found.kept, found.member)
         return JobResult(memory=Memory(fixed, member, total, device_name(self.device)))

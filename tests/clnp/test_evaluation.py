@@ -1,6 +1,7 @@
 """The canonical evaluator, and the full width it is compared with."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -323,3 +324,22 @@ def test_rounding_is_told_from_a_missing_cut_in_float64(make_network, monkeypatc
     old, later = network.owner(layer.group) == 0, network.owner(layer.source) == 1
     network.weights(layer).weight.masked_fill_(old.unsqueeze(1) & later, 1e-7)
     assert not full_width_agrees(network, x, 0)
+
+
+def test_what_does_not_fit_is_never_held(monkeypatch):
+    """A wide convolution's values of a whole split are gigabytes."""
+    living, most = weakref.WeakSet(), []
+
+    class Watched(nn.Linear):
+        def forward(self, x):
+            living.add(x)
+            most.append(len(living))
+            return super().forward(x)
+
+    monkeypatch.setattr(evaluation, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(evaluation, "_BATCH", 2)
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), Watched(4, 2)).eval()
+    split = Split(torch.randn(20, 3), torch.zeros(20, dtype=torch.int64))
+    Scorer(split).logits(network)
+    assert len(most) == 10
+    assert max(most) <= 2, "the first piece, by which the room is reckoned, and the one being computed"

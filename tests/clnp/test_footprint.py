@@ -12,10 +12,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from clnp import footprint
 from clnp.footprint import cuda_peak, measure
 from clnp.halving import Halving
 from clnp.models import mlp
 from clnp.network import Network
+from clnp.stack import Stack
 from clnp.tasks.task import Split
 from clnp.training import Member, Settings, open_task, train
 
@@ -92,6 +94,28 @@ def test_a_larger_stack_takes_what_was_foretold(name: str, settings: Settings) -
         foretold = found.fixed + members * found.member
         assert taken <= foretold
         assert foretold - data <= 1.1 * taken
+
+
+def test_old_features_of_later_tasks_are_foretold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All units old, as little of them is shared by members as there is: what is kept is within what was foretold."""
+    network, training, validation, member = case("dense")
+    found = measure(network, training, validation, member, Settings(1, 64), seed=0, peak=cpu_peak)
+    assert found.kept == (300 + 100) * (200 + 100) * 4
+    stack = Stack(full(network), 1)
+    kept = [value for split in (training, validation) for value in stack.whole_prefix(split.x, 2**20) or ()]
+    assert 0 < sum(value.nbytes for value in kept) <= found.kept
+    monkeypatch.setattr(footprint, "PREFIX_BYTES", 1000)
+    assert measure(network, training, validation, member, Settings(1, 64), seed=0, peak=cpu_peak).kept == 2000
+
+
+def full(network: Network) -> Network:
+    """The same with a head for its next task and every unit owned."""
+    wide = Network(CASES["dense"][0](), head="multi")
+    for group in wide.groups:
+        wide.owner(group).fill_(0)
+    wide.committed += 1
+    wide.place_head(1)
+    return wide
 
 
 def test_what_is_measured_changes_nothing() -> None:

@@ -35,3 +35,13 @@ def test_bf16_rounds_the_factors():
     with products("bf16", CPU):
         assert torch.equal(a @ torch.eye(2), torch.ones(2, 2).bfloat16())
     assert torch.equal(a @ torch.eye(2), a)
+
+
+def test_a_weight_that_was_stepped_is_read_anew():
+    """Autocast keeps casts of what needs a gradient: a whole epoch would train on its first weights."""
+    weight = torch.ones(1, 2, 2, requires_grad=True)
+    with products("bf16", CPU):
+        torch.bmm(weight, torch.ones(1, 2, 2))
+        with torch.no_grad():
+            weight.zero_()
+        assert not torch.bmm(weight, torch.ones(1, 2, 2)).any()

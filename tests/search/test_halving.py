@@ -231,7 +231,7 @@ def test_a_refusal_says_what_was_dropped_and_what_to_do() -> None:
     assert str(caught.value) == (
         "a margin of 1.5 cannot be replayed: in replica 1, task 1 halving dropped cells 0–1, 3–4, more than 1 point "
         "behind, and at 1.5 such a cell might have won, and so in 3 other tasks; give a margin of 1 at most, or run it "
-        "again with every cell trained to its end: --set training.halving=null --name NEW"
+        "again with every cell trained to its end: --set training.halving=null training.halving_margin=null --name NEW"
     )
 
 
