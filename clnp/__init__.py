@@ -60,7 +60,7 @@ __all__ = [
     "with_free",
 ]
 
-NUMERICS = 2
+NUMERICS = 3
 """Counted up by every change after which the same seed gives other bits; records say which they were made with."""
 
 _HOME = {

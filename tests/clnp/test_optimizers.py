@@ -44,6 +44,10 @@ def make(head="single", *, owned=0, dtype=torch.float64):
         network.committed += 1
         for layer in network.groups:
             network.owner(layer)[:owned] = 0
+    return random(network)
+
+
+def random(network):
     network.place_head(network.task)
     for parameter in network.parameters():
         parameter.copy_(torch.randn(parameter.shape))
@@ -111,6 +115,27 @@ def test_members_that_stay_go_on_as_if_nobody_had_gone(kind, owned):
     assert part.members == 2
     for name, value in whole.parameters.items():
         torch.testing.assert_close(part.parameters[name], value[[2, 0]], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rates", [(0.01, 0.003, 0.01), (0.01, 0.01, 0.01)])
+def test_samples_may_lie_channels_last_in_memory(kind, rates):
+    """Then a convolution's gradient lies so too, and a fused kernel, which goes by memory, would mix up its entries."""
+    convolutions = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten())
+    network = random(Network(nn.Sequential(*convolutions, nn.Linear(6 * 16, 3)).double()))
+    x, y = torch.randn(7, 3, 8, 8, dtype=torch.float64), torch.randint(3, (7,))
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        stack = Stack(network, 3)
+        optimizer = KINDS[kind][0](stack, {layer.name + ".weight": [0.0, 0.02, 0.1] for layer in network.layers}, rates)
+        for _ in range(4):
+            gradients = loss_gradients(stack, x.to(memory_format=layout), y)
+            optimizer.step(gradients)
+        found.append((stack.parameters, all(gradient.is_contiguous() for gradient in gradients.values())))
+    (plain, _), (turned, contiguous) = found
+    assert not contiguous, "nothing is shown if torch makes every gradient contiguous"
+    for name, value in plain.items():
+        torch.testing.assert_close(turned[name], value, rtol=1e-9, atol=1e-12)
 
 
 def test_l1_pulls_weights_and_leaves_biases():
