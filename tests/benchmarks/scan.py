@@ -30,13 +30,15 @@ from clnp.thresholds import claims_at, curve, staircase, thresholds
 from clnp.training import Member, Settings, open_task, train
 
 DENSE = (
-    ((1e-5, 1e-4, 1e-5), 5),
-    ((1e-5, 5e-4, 1e-4), 5),
-    ((1e-4, 1e-3, 1e-4), 5),
-    ((1e-5, 1e-3, 1e-4), 10),
-    ((1e-4, 1e-3, 1e-4), 20),
+    ((1e-5, 1e-4, 1e-5), 0.002, 5),
+    ((1e-5, 5e-4, 1e-4), 0.002, 5),
+    ((1e-4, 1e-3, 1e-4), 0.002, 5),
+    ((1e-5, 1e-3, 1e-4), 0.002, 10),
+    ((1e-4, 1e-3, 1e-4), 0.002, 20),
+    ((1e-4, 1e-3, 1e-4), 0.006, 10),
+    ((1e-4, 1e-3, 1e-4), 0.01, 10),
 )
-"""α of the three layers, and epochs; each leaves fewer units alive."""
+"""α of the three layers, learning rate and epochs; each leaves fewer units alive."""
 
 CONVOLUTIONAL = ((1e-4, 1e-4, 2e-4, 2e-4, 2e-4, 2e-4), 6)
 """α and epochs of Table 2 at 3/8 of the width, as ``split-cifar-narrow-small`` has them."""
@@ -129,8 +131,8 @@ def main() -> None:
     print(f"| {' | '.join(head)} |")
     print(f"|{' --- |' * len(head)}")
     task = permuted("mnist", count=1, seed=0, validation=0.1, data_dir=given.data_dir, samples=given.samples).task(0)
-    for alpha, epochs in DENSE:
-        network = trained(mlp(784, given.hidden, 10), task, alpha, 0.002, epochs, 256)
+    for alpha, rate, epochs in DENSE:
+        network = trained(mlp(784, given.hidden, 10), task, alpha, rate, epochs, 256)
         name = f"784-{'-'.join(map(str, given.hidden))}-10"
         print(f"| {' | '.join(row(name, network, task, given.turns))} |", flush=True)
     task = views(count=1, seed=0, validation=0.3, data_dir=given.data_dir, samples=given.samples // 10).task(0)
