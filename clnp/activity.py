@@ -9,13 +9,14 @@ from torch import Tensor
 from clnp.errors import Diverged
 from clnp.network import Network
 from clnp.ownership import active
+from clnp.tasks.encoded import Encoded, decoded
 
 __all__ = ["by_layer", "mean_activity"]
 
 _BATCH = 1000
 
 
-def mean_activity(network: Network, x: Tensor) -> dict[str, Tensor]:
+def mean_activity(network: Network, x: Tensor | Encoded) -> dict[str, Tensor]:
     """E_S|N| of every unit of every hidden group, Sec. 2.2 and Algorithm 1: the mean of its absolute output after the
     activation, dropout off; for a convolution over positions too, before pooling.
 
@@ -25,7 +26,7 @@ def mean_activity(network: Network, x: Tensor) -> dict[str, Tensor]:
 
     Args:
         network: With its open task trained. The whole width is computed.
-        x: The samples of the training split, ``[n, *shape]``.
+        x: The samples of the training split, ``[n, *shape]``; bytes are decoded a batch at a time.
 
     Returns:
         By hidden group's name: float64 ``[units]`` on the CPU.
@@ -40,8 +41,9 @@ def mean_activity(network: Network, x: Tensor) -> dict[str, Tensor]:
     groups = {place: name for name, places in taps.items() for place in places}
     totals: dict[int, Tensor] = {}
     with torch.inference_mode():
-        for piece in torch.split(x, _BATCH):
-            for place, _, value in network.values(piece.to(network.device, network.dtype)):
+        for start in range(0, len(x), _BATCH):
+            piece = decoded(x[start : start + _BATCH].to(network.device, network.dtype))
+            for place, _, value in network.values(piece):
                 if place in groups:
                     mean = _sum(value, network.group(groups[place]).units)
                     totals[place] = totals[place] + mean if place in totals else mean

@@ -114,7 +114,7 @@ def _prune(
     """The largest θ at which what is left still has ``needed`` right answers, and the units that it leaves; None where
     these are all of them, or an activity is beyond float32."""
     try:
-        values = order(left, mean_activity(left, training.x))
+        values = order(left, mean_activity(left, training.samples))
     except Diverged:
         return None
     reaching = [point for point in staircase(left, values, validation).points if point.correct >= needed]
@@ -126,7 +126,7 @@ def _prune(
 def _finite(network: Network, training: Split) -> Network | None:
     """The network, or None where a unit is beyond float32 on some training sample: that is a trial which diverged."""
     try:
-        mean_activity(network, training.x)
+        mean_activity(network, training.samples)
     except Diverged:
         return None
     return network

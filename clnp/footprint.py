@@ -69,7 +69,7 @@ def measure(
         RuntimeError: Not even two members fit (``torch.OutOfMemoryError`` on a GPU).
     """
     # Two: the first step's gradients live while the second begins.
-    batch, scored = _first(train_split, 2 * settings.batch_size), _first(validation, SCORED)
+    batch, scored = train_split.part(slice(2 * settings.batch_size)), validation.part(slice(SCORED))
     once = replace(settings, epochs=1, halving=None)
 
     def run(members: int) -> int:
@@ -78,7 +78,7 @@ def measure(
     run(1)  # what libraries load and keep with their first kernels counts for no member
     one, two = run(1), run(2)
     rest = _bytes(network, train_split) + _bytes(network, validation) - _bytes(network, batch) - _bytes(network, scored)
-    features = _features(network, train_split.x.shape[1:]) * network.dtype.itemsize
+    features = _features(network, train_split.samples.shape[1:]) * network.dtype.itemsize
     kept = sum(min(PREFIX_BYTES, len(split) * features) for split in (train_split, validation))
     return Footprint(2 * one - two + rest, two - one, kept)
 
@@ -90,10 +90,7 @@ def _features(network: Network, shape: Sequence[int]) -> int:
     return sum(math.prod(shapes[place]) for place in read)
 
 
-def _first(split: Split, samples: int) -> Split:
-    return Split(split.x[:samples], split.y[:samples])
-
-
 def _bytes(network: Network, split: Split) -> int:
     """As it lies on the device."""
-    return split.x.numel() * network.dtype.itemsize + split.y.numel() * split.y.element_size()
+    moved = split.to("meta", network.dtype)
+    return moved.samples.nbytes + moved.y.nbytes

@@ -10,6 +10,7 @@ from clnp.layers import Reading, adaptive_average, conv, dense, dropout, noise_m
 from clnp.network import Network
 from clnp.ownership import NORM_ENTRIES, entries
 from clnp.parts import Parts, Piece, dropped
+from clnp.tasks.encoded import Encoded, decoded
 
 __all__ = ["Stack"]
 
@@ -71,23 +72,23 @@ class Stack:
             values[place] = self._old(place, values, None)
         return tuple(_turned(values[place]) for place in self._parts.frontier)
 
-    def whole_prefix(self, x: Tensor, limit: int) -> tuple[Tensor, ...] | None:
+    def whole_prefix(self, x: Tensor | Encoded, limit: int) -> tuple[Tensor | Encoded, ...] | None:
         """The prefix of many samples, computed piece by piece; None where their old features take more than ``limit``
-        bytes. The samples themselves are not copied."""
-        frontier, first = self._parts.frontier, self.prefix(x[:1])
-        sizes = [0 if place == INPUT else value.numel() for place, value in zip(frontier, first, strict=True)]
-        if len(x) * sum(sizes) * x.element_size() > limit:
+        bytes. The samples themselves are as given, not copied: some of them, decoded, are what :meth:`rest` reads."""
+        frontier, first = self._parts.frontier, self.prefix(decoded(x[:1]))
+        if len(x) * sum(value.nbytes for place, value in zip(frontier, first, strict=True) if place != INPUT) > limit:
             return None
-        kept = [
-            _maps_or_features(x) if place == INPUT else value.new_empty(len(x), *value.shape[1:])
+        kept = {
+            place: value.new_empty(len(x), *value.shape[1:])
             for place, value in zip(frontier, first, strict=True)
-        ]
-        if self._parts.fixed:
-            for start in range(0, len(x), _PIECE):
-                for place, whole, part in zip(frontier, kept, self.prefix(x[start : start + _PIECE]), strict=True):
-                    if place != INPUT:
-                        whole[start : start + _PIECE] = part
-        return tuple(kept)
+            if place != INPUT
+        }
+        for start in range(0, len(x) if kept else 0, _PIECE):
+            piece = slice(start, start + _PIECE)
+            for place, part in zip(frontier, self.prefix(decoded(x[piece])), strict=True):
+                if place != INPUT:
+                    kept[place][piece] = part
+        return tuple(x if place == INPUT else kept[place] for place in frontier)
 
     def rest(self, prefix: Sequence[Tensor], noise: torch.Generator | None = None) -> Tensor:
         """Logits ``[members, batch, classes]``.
@@ -99,7 +100,7 @@ class Stack:
                 in evaluation mode.
         """
         parts = self._parts
-        old = dict(zip(parts.frontier, map(_turned, prefix), strict=True))
+        old = {at: _turned(_maps_or_features(value)) for at, value in zip(parts.frontier, prefix, strict=True)}
         own: dict[int, Tensor] = {}
         for place, node in enumerate(self._graph.nodes):
             kept = self._noise(node, old, own, noise) if noise is not None and node in self._dropped else None

@@ -83,6 +83,7 @@ def curve(network: Network, activity: Mapping[str, Tensor], split: Split) -> lis
         activity: Mean activity over the *training* split, float64 ``[units]`` by hidden group's name.
         split: The validation split.
     """
+    split = split.decoded()
     return [
         _score(network, activity, theta, lambda narrow: count_correct(narrow, split))
         for theta in thresholds(network, activity)
@@ -115,7 +116,7 @@ def staircase(network: Network, activity: Mapping[str, Tensor], split: Split) ->
     if len(split) == 0:
         raise ValueError("the validation split is empty; a staircase needs at least one sample")
     thetas = thresholds(network, activity)
-    split = split.to(network.device, network.dtype)
+    split = split.to(network.device, network.dtype).decoded()
     scorer = Scorer(split)
     scored: dict[float | None, Point] = {}
     for tolerance in _TOLERANCES:

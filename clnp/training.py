@@ -18,6 +18,7 @@ from clnp.ownership import check_room, entries, take_free, trainable
 from clnp.precision import PRECISIONS, Precision, products
 from clnp.seeding import generator
 from clnp.stack import Stack
+from clnp.tasks.encoded import decoded, some
 from clnp.tasks.task import Split
 
 __all__ = ["PREFIX_BYTES", "SCORED", "Member", "Settings", "Trained", "check_batches", "open_task", "train"]
@@ -229,7 +230,7 @@ def train(
         UnsupportedNetwork: The network cannot answer samples of this shape.
     """
     _check(network, members, train, validation)
-    check_batches(network, train.x.shape[1:], len(train), settings.batch_size)
+    check_batches(network, train.samples.shape[1:], len(train), settings.batch_size)
     train, validation = (s.to(network.device, network.dtype) for s in (train, validation))
     stack = Stack(network, len(members))
     optimizer = _optimizer(network, stack, members, settings)
@@ -313,14 +314,14 @@ class _Samples:
 
     def __init__(self, stack: Stack, split: Split) -> None:
         self.y = split.y
-        self._stack, self._x = stack, split.x
-        self._prefix = stack.whole_prefix(split.x, PREFIX_BYTES)
+        self._stack, self._samples = stack, split.samples
+        self._prefix = stack.whole_prefix(split.samples, PREFIX_BYTES)
 
     def at(self, index: Tensor | slice) -> tuple[Tensor, ...]:
         """The prefix of some samples."""
         if self._prefix is None:
-            return self._stack.prefix(self._x[index])
-        return tuple(value[index] for value in self._prefix)
+            return self._stack.prefix(decoded(some(self._samples, index)))
+        return tuple(decoded(some(value, index)) for value in self._prefix)
 
 
 def _halve(courses: Sequence[_Course], epoch: int, total: int, margin: Fraction) -> None:
@@ -397,12 +398,13 @@ def _check(network: Network, members: Sequence[Member], train: Split, validation
             raise ValueError(f"alpha is {member.alpha}, but the layers are {names}; give one α for each")
     classes = network.output.units
     for name, split in (("training", train), ("validation", validation)):
-        if len(split) == 0 or len(split.x) != len(split):
+        if len(split) == 0 or len(split.samples) != len(split):
             raise ValueError(
-                f"the {name} split has {len(split.x)} samples x and {len(split)} classes y; give as many, at least 1"
+                f"the {name} split has {len(split.samples)} samples x and {len(split)} classes y; "
+                "give as many, at least 1"
             )
         low, high = int(split.y.min()), int(split.y.max())
         if low < 0 or high >= classes:
             raise ValueError(f"the {name} split has classes {low} to {high}; the output layer has 0 to {classes - 1}")
-    if validation.x.shape[1:] != train.x.shape[1:]:
-        network.check_shape(validation.x.shape[1:])
+    if validation.samples.shape[1:] != train.samples.shape[1:]:
+        network.check_shape(validation.samples.shape[1:])

@@ -20,6 +20,7 @@ from clnp.tasks.sizes import (
 if TYPE_CHECKING:
     from clnp.tasks.base import dataset_sha256
     from clnp.tasks.downloads import download
+    from clnp.tasks.encoded import Encoded
     from clnp.tasks.own import from_function
     from clnp.tasks.permutations import permuted
     from clnp.tasks.splits import split, split_cifar
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DATASETS",
+    "Encoded",
     "Sequence",
     "Sizes",
     "Split",
@@ -53,6 +55,7 @@ __all__ = [
 ]
 
 _LATER = {
+    "Encoded": "encoded",
     "Sequence": "task",
     "Split": "task",
     "Task": "task",

@@ -74,7 +74,7 @@ class _Own:
         """The training and the validation split of a task."""
         samples = self.samples(index, test=False)
         train, validation = self._places(index, samples)
-        return _part(samples, train), _part(samples, validation)
+        return samples.part(train), samples.part(validation)
 
     def samples(self, index: int, *, test: bool) -> Split:
         """What the function gives, checked against the first task."""
@@ -173,7 +173,3 @@ def _classes(labels: Tensor) -> int:
             "number them from 0, at least 2 classes, or give classes="
         )
     return largest + 1
-
-
-def _part(samples: Split, places: Tensor) -> Split:
-    return Split(samples.x[places], samples.y[places])

@@ -190,4 +190,4 @@ class _SplitTask:
         if among is not None:
             indices = indices[among]
         y = (samples.y[indices].unsqueeze(1) == labels).int().argmax(1)  # each class's place in the order
-        return Split(self._transform(samples.x[indices]), y)
+        return Split(self._transform.encode(samples.x[indices]), y)

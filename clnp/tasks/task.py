@@ -6,24 +6,51 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from clnp.tasks.encoded import Encoded, decoded, some
 from clnp.tasks.transform import Transform
 
 __all__ = ["Sequence", "Split", "Task"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Split:
-    """Samples ``x`` (float32 ``[n, *shape]``) and their classes ``y`` (int64 ``[n]``)."""
+    """Samples ``x`` (float32 ``[n, *shape]``) and their classes ``y`` (int64 ``[n]``).
 
-    x: Tensor
+    Args:
+        x: The samples; bytes stay bytes.
+        y: Their classes.
+
+    Attributes:
+        samples: What the split holds. Read by pieces, bytes are never floats as a whole: ``decoded(samples[piece])``.
+        y: As given.
+    """
+
+    samples: Tensor | Encoded
     y: Tensor
+
+    def __init__(self, x: Tensor | Encoded, y: Tensor) -> None:
+        object.__setattr__(self, "samples", x)
+        object.__setattr__(self, "y", y)
+
+    @property
+    def x(self) -> Tensor:
+        """All samples as floats. Of bytes they are made, and given away, whenever they are asked for."""
+        return decoded(self.samples)
 
     def __len__(self) -> int:
         return len(self.y)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Split":
         """The split on a device, its ``x`` in ``dtype`` where one is given."""
-        return Split(self.x.to(device, dtype), self.y.to(device))
+        return Split(self.samples.to(device, dtype), self.y.to(device))
+
+    def part(self, index: Tensor | slice) -> "Split":
+        """The samples at places int64 ``[k]``, or of a slice."""
+        return Split(some(self.samples, index), self.y[index])
+
+    def decoded(self) -> "Split":
+        """The split with floats, for who reads them more than once."""
+        return Split(self.x, self.y)
 
 
 class Task(Protocol):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clnp.tasks.encoded import Encoded, scaled
+
 __all__ = ["Transform"]
 
 
@@ -58,19 +60,36 @@ class Transform:
         Raises:
             ValueError: The samples have another number of features.
         """
+        # Before the floats are made: bytes are a quarter of the memory traffic.
+        x = self._arranged(raw)
+        return scaled(x.to(torch.float32, copy=True), self._divisor(x), inverted=self.inverted)
+
+    def encode(self, raw: Tensor) -> Encoded:
+        """The samples as the task has them, still bytes; they decode to what a call gives, bit for bit.
+
+        Args:
+            raw: uint8 ``[n, features]``, or ``[n, …]`` with as many. Without a permutation its memory is shared.
+
+        Raises:
+            ValueError: The samples have another number of features, or are not bytes.
+        """
+        if raw.dtype != torch.uint8:
+            raise ValueError(f"raw samples are {raw.dtype}; bytes are torch.uint8")
+        x = self._arranged(raw)
+        return Encoded(x, self._divisor(x), self.inverted)
+
+    def _arranged(self, raw: Tensor) -> Tensor:
+        """Raw features ``[n, *shape]`` in the task's order."""
         features = math.prod(self.shape)
         if raw.dim() < 2 or math.prod(raw.shape[1:]) != features:
             raise ValueError(f"raw samples are {list(raw.shape)}; give [n, {features}] or [n, {_sizes(self.shape)}]")
         x = raw.flatten(1)
         if self.permutation is not None:
-            # Before the floats are made: bytes are a quarter of the memory traffic.
             x = _reorder(x, self.permutation)
-        # A tensor and not a number: by a number CUDA multiplies with the reciprocal, which can give another last bit.
-        scale = torch.tensor(self.scale, dtype=torch.float32, device=x.device)
-        x = x.to(torch.float32, copy=True)
-        if self.inverted:
-            x.neg_().add_(scale)
-        return x.div_(scale).reshape(len(x), *self.shape)
+        return x.reshape(len(x), *self.shape)
+
+    def _divisor(self, x: Tensor) -> Tensor:
+        return torch.tensor(self.scale, dtype=torch.float32, device=x.device)
 
 
 def _reorder(x: Tensor, order: Tensor) -> Tensor:

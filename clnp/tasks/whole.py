@@ -39,7 +39,7 @@ class WholeTask:
 
     def open_test(self) -> Split:
         samples = self._read(test=True)
-        return Split(self._transform(samples.x), samples.y.clone())
+        return Split(self._transform.encode(samples.x.clone()), samples.y.clone())
 
     def _split(self, samples: Samples, indices: Tensor) -> Split:
-        return Split(self._transform(samples.x[indices]), samples.y[indices])
+        return Split(self._transform.encode(samples.x[indices]), samples.y[indices])

@@ -159,7 +159,7 @@ class CommitWork(Place):
         Raises:
             Damaged: The network at full width answers otherwise than the task's sub-network.
         """
-        test = self.sequence.task(task).open_test()
+        test = self.sequence.task(task).open_test().decoded()
         answer = logits(subnetwork(network, task), test.x)
         if not full_width_agrees(network, test.x, task, narrow=answer):
             finite = math.isfinite(full_width_difference(network, test.x, task, narrow=answer))

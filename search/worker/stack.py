@@ -82,7 +82,7 @@ class StackWork(Place):
             return self._record(cell, trained, diverged=trained.diverged)
         network = with_free(opened, trained.free)
         try:
-            activity = mean_activity(network, self.task.train.x)
+            activity = mean_activity(network, self.task.train.samples)
         except Diverged as error:
             # Finite on the validation split, and beyond float32 on some training sample.
             return self._record(cell, trained, diverged=str(error))

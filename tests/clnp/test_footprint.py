@@ -19,6 +19,7 @@ from clnp.models import mlp
 from clnp.network import Network
 from clnp.stack import Stack
 from clnp.tasks.task import Split
+from clnp.tasks.transform import Transform
 from clnp.training import Member, Settings, open_task, train
 
 
@@ -66,6 +67,7 @@ def conv() -> nn.Sequential:
 
 CASES: dict[str, tuple[Callable[[], nn.Sequential], tuple[int, ...], int]] = {
     "dense": (lambda: mlp(30, [200, 100], 5), (30,), 3),
+    "bytes": (lambda: mlp(400, [50, 40], 5), (400,), 3),
     "convolution": (conv, (3, 8, 8), 2),
 }
 
@@ -77,6 +79,9 @@ def case(name: str, samples: int = 300) -> tuple[Network, Split, Split, Member]:
     both = [
         Split(torch.rand(n, *shape, generator=draw), torch.randint(5, (n,), generator=draw)) for n in (samples, 100)
     ]
+    if name == "bytes":
+        encode = Transform(None, 255.0, shape).encode
+        both = [Split(encode(split.x.mul(255).to(torch.uint8)), split.y) for split in both]
     return network, both[0], both[1], Member((1e-4,) * layers, 1e-3)
 
 
@@ -90,7 +95,7 @@ def test_a_larger_stack_takes_what_was_foretold(name: str, settings: Settings) -
         stack = [member] * members
         taken = cpu_peak(partial(train, network, training, validation, stack, settings, seed=0))
         # On a CPU the splits are not copied to the device: they are foretold, and not among what was made.
-        data = sum(part.x.nbytes + part.y.nbytes for part in (training, validation))
+        data = sum(part.samples.nbytes + part.y.nbytes for part in (training, validation))
         foretold = found.fixed + members * found.member
         assert taken <= foretold
         assert foretold - data <= 1.1 * taken

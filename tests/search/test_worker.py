@@ -22,6 +22,8 @@ from clnp.evaluation import logits
 from clnp.network import FREE
 from clnp.ownership import with_free
 from clnp.subnetwork import subnetwork
+from clnp.tasks import Split
+from clnp.tasks.encoded import decoded
 from clnp.tasks.whole import WholeTask
 from clnp.tensors import decode, encode
 from clnp.thresholds import curve
@@ -212,6 +214,21 @@ def test_a_commit_opens_its_test_split_after_committing(played: Played, monkeypa
     assert perform(played.commit(1), played.settings).commit is not None
     assert order.index("commit") < order.index("own test")
     assert "own test" not in order[: order.index("commit")]
+
+
+def test_a_worker_never_has_the_floats_of_a_training_split(single: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes are a quarter of them; the validation split is decoded, for its scans."""
+    asked = []
+
+    def floats(split: Split) -> torch.Tensor:
+        asked.append(len(split))
+        return decoded(split.samples)
+
+    monkeypatch.setattr(Split, "x", property(floats))
+    result = perform(single.stack(0), single.settings)
+    assert list(map(bits, result.cells)) == list(map(bits, single.cells(0)))
+    task = build_sequence(single.experiment, 0, None).task(0)
+    assert set(asked) == {len(task.validation)}
 
 
 def test_a_member_whose_scan_raises_fails_alone(single: Played, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -810,7 +827,7 @@ def test_memory_is_measured_for_the_stacks_to_come(tmp_path: Path, monkeypatch: 
     assert result.memory is not None
     assert (result.memory.member, result.memory.total) == (300, 9_000_000)
     rest = sequence.task(0)
-    data = sum(part.x.nbytes + part.y.nbytes for part in (rest.train, rest.validation))
+    data = sum(part.samples.nbytes + part.y.nbytes for part in (rest.train, rest.validation))
     # And the old features of later tasks: 40 + 30 units of every sample.
     kept = sum(len(part) * (40 + 30) * 4 for part in (rest.train, rest.validation))
     assert 1000 < result.memory.fixed - kept < 1000 + data

@@ -83,9 +83,12 @@ def test_splits_are_made_once_and_leave_the_shared_samples_alone() -> None:
     before = base.read_samples("digits", test=False).x.clone()
     task = sequence().task(1)
     assert task.train is task.train
-    task.train.x.zero_()
+    task.train.samples.bytes.zero_()
     assert torch.equal(base.read_samples("digits", test=False).x, before)
     assert sequence().task(1).train.x.any()
+    before = base.read_samples("digits", test=True).x.clone()
+    sequence().task(0).open_test().samples.bytes.zero_()
+    assert torch.equal(base.read_samples("digits", test=True).x, before)
 
 
 def test_the_hash_tells_splits_and_permutations_apart() -> None:

@@ -91,7 +91,7 @@ def test_splits_are_made_once_and_leave_the_shared_samples_alone() -> None:
     images, labels = before.x.clone(), before.y.clone()
     task = sequence().task(1)
     assert task.train is task.train
-    task.train.x.zero_()
+    task.train.samples.bytes.zero_()
     task.train.y.zero_()
     assert torch.equal(base.read_samples("digits", test=False).x, images)
     assert torch.equal(base.read_samples("digits", test=False).y, labels)
