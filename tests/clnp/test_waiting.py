@@ -58,9 +58,9 @@ class Operators(TorchDispatchMode):
         packet, overload = func.overloadpacket.__name__, f"{func.overloadpacket.__name__}.{func._overloadname}"
         if packet in WAITING or overload in WAITING:
             self._found.add(packet)
-        elif packet in ("index", "index_put", "index_put_", "_index_put_impl_"):
-            if any(at is not None and at.dtype in (torch.bool, torch.uint8) for at in args[1]):
-                self._found.add(f"{packet} of a mask")
+        masks = packet in ("index", "index_put", "index_put_", "_index_put_impl_")
+        if masks and any(at is not None and at.dtype in (torch.bool, torch.uint8) for at in args[1]):
+            self._found.add(f"{packet} of a mask")
         return func(*args, **(kwargs or {}))
 
 
