@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from clnp.courses import Course, drop_hopeless
 from clnp.graph import Norm
-from clnp.halving import Dropped, Halving, halve
+from clnp.halving import Dropped, Halving
 from clnp.network import Network
 from clnp.optimizers import Adam, AdamW, Optimizer, Sgd
 from clnp.ownership import check_room, entries, take_free, trainable
@@ -238,7 +238,7 @@ def train(
     order = generator(seed, "order", *place)
     noise = torch.Generator(network.device)
     noise.manual_seed(generator(seed, "dropout", *place).initial_seed())
-    courses = [_Course(settings) for _ in members]
+    courses = [Course(settings.epochs, settings.early_stopping, settings.patience) for _ in members]
     samples, held_out = _Samples(stack, train), _Samples(stack, validation)
     stacked = courses
     for epoch in range(1, settings.epochs + 1):
@@ -251,62 +251,16 @@ def train(
         for index, course in enumerate(stacked):
             if course.note(epoch, counts[index], finite=bool(whole[index])):
                 course.free = take_free(network, stack.member(index))
-        if settings.halving is not None and epoch in settings.halving.epochs:
-            _halve(courses, epoch, len(validation), settings.halving.margin)
+        halving = settings.halving if settings.halving and epoch in settings.halving.epochs else None
+        if halving is not None:
+            drop_hopeless(courses, epoch, len(validation), halving)
         if on_epoch is not None:
             on_epoch(epoch, tuple(course.correct for course in courses))
         if all(course.ended for course in courses):
             break
-        if settings.halving is not None and epoch in settings.halving.epochs:
+        if halving is not None:
             stacked = _going_on(stack, optimizer, stacked)
     return [Trained(c.diverged, c.free, tuple(c.counts), c.epoch, c.dropped) for c in courses]
-
-
-@dataclass(slots=True)
-class _Course:
-    """A member's way through the epochs: what it scored, which epoch it keeps, and whether it goes on."""
-
-    settings: Settings
-    counts: list[int] = field(default_factory=list)
-    epoch: int = 0
-    free: dict[str, Tensor] = field(default_factory=dict)
-    diverged: str | None = None
-    dropped: Dropped | None = None
-    ended: bool = False
-
-    @property
-    def correct(self) -> int:
-        """Right answers after its last epoch; 0 where nothing of it is kept."""
-        return 0 if self.diverged or self.dropped else self.counts[-1]
-
-    @property
-    def standing(self) -> int:
-        """Right answers of what it would keep if it ended now."""
-        return max(self.counts) if self.settings.early_stopping else self.counts[-1]
-
-    def drop(self, why: Dropped) -> None:
-        """It is hopeless, and ends here."""
-        self.dropped, self.ended = why, True
-        self.epoch, self.free = 0, {}
-
-    def note(self, epoch: int, correct: int, *, finite: bool) -> bool:
-        """Take in an epoch; whether the member's entries are now the ones to keep."""
-        if self.ended:
-            return False
-        if not finite:
-            self.diverged, self.ended = f"not finite after epoch {epoch}", True
-            self.epoch, self.free = 0, {}
-            return False
-        self.counts.append(correct)
-        if self.settings.early_stopping:
-            better = epoch == 1 or correct > self.counts[self.epoch - 1]
-        else:
-            better = epoch == self.settings.epochs
-        if better:
-            self.epoch = epoch
-        patience = self.settings.patience
-        self.ended = patience is not None and epoch - self.epoch >= patience
-        return better
 
 
 class _Samples:
@@ -324,16 +278,7 @@ class _Samples:
         return tuple(decoded(some(value, index)) for value in self._prefix)
 
 
-def _halve(courses: Sequence[_Course], epoch: int, total: int, margin: Fraction) -> None:
-    """Drop what is hopeless of the members that still train."""
-    training = [course for course in courses if not course.ended]
-    ended = [course.standing for course in courses if course.ended and not (course.diverged or course.dropped)]
-    found = halve([course.standing for course in training], ended, epoch=epoch, total=total, margin=margin)
-    for place, why in found.items():
-        training[place].drop(why)
-
-
-def _going_on(stack: Stack, optimizer: Optimizer, stacked: Sequence[_Course]) -> list[_Course]:
+def _going_on(stack: Stack, optimizer: Optimizer, stacked: Sequence[Course]) -> list[Course]:
     """Those of the stack that still train; the stack holds them alone from now on."""
     places = [place for place, course in enumerate(stacked) if not course.ended]
     if len(places) < len(stacked):
