@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
-from search.records import CellRecord, CommitRecord, JobKind, Memory, Opening
+from search.records import CellRecord, CommitRecord, JobKind, Measured, Opening
 
 __all__ = ["Book", "History", "JobEnd", "Loss", "Place", "place"]
 
@@ -30,7 +30,7 @@ class History(Protocol):
     """What the database holds of a run, by (replica, task).
 
     Cells are those whose trial is there: the finished ones. Losses are those since the run last stopped for a reason.
-    Splits are the stacks that found no memory, ever; memory is what one takes of a GPU, once that was measured.
+    Splits are the stacks that found no memory, ever; measured is what one takes, once that is known.
     """
 
     @property
@@ -44,7 +44,7 @@ class History(Protocol):
     @property
     def splits(self) -> Sequence[Loss]: ...
     @property
-    def memory(self) -> Memory | None: ...
+    def measured(self) -> Measured | None: ...
 
 
 class Book(Protocol):

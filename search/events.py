@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from search.records import Cell, CellRecord, CommitJob, CommitRecord, Memory, Opening, StackJob
+from search.grid import gains
+from search.records import Cell, CellRecord, CommitJob, CommitRecord, Measured, Opening, StackJob
 from search.snapshot import Event, EventKind
-from search.text import MANY, group_list, number, numbers, plural, size, theta
+from search.text import MANY, group_list, number, numbers, pace_text, plural, size, theta
 
-__all__ = ["of_cell", "of_commit", "of_memory", "of_opening", "of_winner"]
+__all__ = ["of_cell", "of_commit", "of_measured", "of_opening", "of_winner"]
 
 
 def of_opening(opening: Opening, groups: Sequence[str], before: Sequence[int]) -> Event:
@@ -22,13 +23,17 @@ def of_opening(opening: Opening, groups: Sequence[str], before: Sequence[int]) -
     return Event("task opened", text, opening.replica, opening.task)
 
 
-def of_memory(memory: Memory, members: int, share: float) -> Event:
-    """What a stack takes of a GPU is known."""
-    text = (
-        f"a stack takes {size(memory.fixed)} and {size(memory.member)} a cell; {number(share)} GPU of "
-        f"{size(memory.total)} holds {plural(members, 'cell')}"
-    )
-    return Event("memory measured", text)
+def of_measured(measured: Measured, members: int | None, share: float) -> Event:
+    """What a stack takes is known: of ``share`` of a GPU, which holds ``members``, and of time."""
+    memory, pace, parts = measured.memory, measured.pace, list[str]()
+    if memory is not None and members is not None:
+        parts.append(
+            f"a stack takes {size(memory.fixed)} and {size(memory.member)} a cell; {number(share)} GPU of "
+            f"{size(memory.total)} holds {plural(members, 'cell')}"
+        )
+    if pace is not None:
+        parts.append(pace_text(pace.members, pace.together / pace.alone, gains=gains(pace)))
+    return Event("stack measured", "; ".join(parts) or "there was no memory for a stack")
 
 
 def of_cell(job: StackJob, record: CellRecord) -> Event:

@@ -4,21 +4,47 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from clnp.pace import Pace
 from search.experiment import Experiment
-from search.records import Cell, Memory
+from search.records import Cell, Measured, Memory
 from search.sections import spread
 from search.text import number, points_text
 
-__all__ = ["cells", "expected_share", "members_that_fit", "stacks", "warnings"]
+__all__ = [
+    "LARGE",
+    "cells",
+    "expected_share",
+    "gains",
+    "measured_for",
+    "members_that_fit",
+    "on_gpu",
+    "stacks",
+    "to_measure",
+    "warnings",
+]
 
-_LARGE = 200_000
+LARGE = 200_000
 """Weights from which a network alone keeps a CPU core busy. Measured on 2 cores: a loop over the members took
 4.25 times as long as their stack for 64-128-128-10 (26 thousand weights), and 1.35 times for 784-400-400-10 (478
 thousand), where a process a core and member was faster than either."""
 
+_SMALL, _HUGE = 100_000, 2_000_000
+"""Weights below which a stack of dense layers gains on a CPU, and above which no stack does: there nothing is measured.
+
+What 6 members took one after another over what their stack took, one thread of an x86_64 with AVX-512, torch 2.13: 2.22
+for 64-128-128-10 (26 thousand weights) and 1.43 for 64-300-300-10 (112) in batches of 64; 1.34 for 784-100-100-10 (89),
+1.30 for 784-200-200-10 (199), 1.13 for 784-400-400-10 (478) and 0.87 for 784-1000-1000-10 (1,794) in batches of 256;
+0.62 for Table 2 (2,168) in batches of 64."""
+
+_GAIN = 1.2
+"""How many times as long as their stack members must take one after another for a stack to be formed: it has to make up
+for what it costs, since a lost worker loses all of it, and fewer jobs are shared out less evenly."""
+
 _MOST = 32
 """Members of a stack that auto forms: a lost worker loses no more, and a GPU's memory holds them."""
 
+_TIMED = 8
+"""Members of the largest stack that is timed: more of them gain as much or more, and take longer to time."""
 
 _USED = 0.9
 """Of a worker's share of a GPU's memory."""
@@ -45,12 +71,19 @@ def cells(experiment: Experiment, task: int, first_winner: Cell | None = None) -
 
 
 def stacks(
-    experiment: Experiment, cells: Sequence[Cell], *, workers: int, gpu: bool = False, most: int | None = None
+    experiment: Experiment,
+    cells: Sequence[Cell],
+    *,
+    workers: int,
+    gpu: bool = False,
+    most: int | None = None,
+    pace: Pace | None = None,
 ) -> tuple[tuple[int, ...], ...]:
     """Which cells, by index, train as one: neighbours in the grid, in stacks whose sizes differ by one at most.
 
-    ``worker.cells`` is the size of the largest. Under auto a network of 200,000 weights or more trains alone on a CPU;
-    else there are as many stacks as workers for each replica, more where a stack would exceed 32 cells.
+    ``worker.cells`` is the size of the largest. Under auto each cell trains alone where a stack does not gain enough by
+    its ``pace``, or, where that is not known, where the network has 200,000 weights or more on a CPU; else there are as
+    many stacks as workers for each replica, more where a stack would exceed 32 cells.
 
     Args:
         experiment: Gives ``worker``, the size of the network and the replicas.
@@ -58,20 +91,59 @@ def stacks(
         workers: How many workers the run has.
         gpu: Whether ``worker.gpu: auto`` became a GPU.
         most: Cells that a worker's memory is known to hold, if it is known: no stack is larger.
+        pace: Of a stack's steps, if it is known.
     """
-    wanted, gpus = experiment.worker.cells, experiment.worker.gpu
-    on_gpu = gpu if gpus == "auto" else gpus > 0
+    wanted = experiment.worker.cells
+    busy = experiment.outline.weights >= LARGE and not on_gpu(experiment, gpu=gpu)
+    alone = busy if pace is None else not gains(pace)
     if wanted != "auto":
         count = math.ceil(len(cells) / wanted)
-    elif experiment.outline.weights >= _LARGE and not on_gpu:
-        count = len(cells)
     else:
-        count = max(math.ceil(workers / experiment.replicas), math.ceil(len(cells) / _MOST))
+        count = len(cells) if alone else _fewest(experiment, len(cells), workers)
     if most is not None:
         count = max(count, math.ceil(len(cells) / most))
     count = min(count, len(cells))
     bounds = [len(cells) * place // count for place in range(count + 1)]
     return tuple(tuple(cell.index for cell in cells[start:end]) for start, end in itertools.pairwise(bounds))
+
+
+def _fewest(experiment: Experiment, cells: int, workers: int) -> int:
+    """The stacks that auto forms where they gain: each replica has its share of the workers."""
+    return max(math.ceil(workers / experiment.replicas), math.ceil(cells / _MOST))
+
+
+def on_gpu(experiment: Experiment, *, gpu: bool = False) -> bool:
+    """Whether workers train on a GPU; ``gpu``: whether ``worker.gpu: auto`` became one."""
+    wanted = experiment.worker.gpu
+    return gpu if wanted == "auto" else wanted > 0
+
+
+def gains(pace: Pace) -> bool:
+    """Whether a stack gains enough by its pace: 1.2 times over its members one after another."""
+    return pace.gain >= _GAIN
+
+
+def to_measure(experiment: Experiment, cells: Sequence[Cell], *, workers: int, gpu: bool = False) -> int:
+    """Members of the stack that is measured before a task opens, where none was yet; 0: nothing need be known.
+
+    Something need be under ``worker.cells: auto`` for a grid of several cells: on a GPU always, of which the memory
+    counts too; on a CPU if stacks of several would form of a network of 2,000,000 weights at most, of an MLP of 100,000
+    at least.
+    """
+    if experiment.worker.cells != "auto" or len(cells) == 1:
+        return 0
+    size = min(_TIMED, math.ceil(len(cells) / _fewest(experiment, len(cells), workers)))
+    least = _SMALL if experiment.model.kind == "mlp" else 0
+    if on_gpu(experiment, gpu=gpu):
+        return size
+    return size if size > 1 and least <= experiment.outline.weights <= _HUGE else 0
+
+
+def measured_for(experiment: Experiment, measured: Measured | None, *, gpu: bool = False) -> Measured | None:
+    """What was measured, where stacks go by it: under ``worker.cells: auto``, on the kind of device that it is of."""
+    if measured is None or experiment.worker.cells != "auto":
+        return None
+    return measured if (measured.memory is not None) == on_gpu(experiment, gpu=gpu) else None
 
 
 def members_that_fit(memory: Memory, share: float) -> int:

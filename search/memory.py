@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from search.book import JobEnd, Place
-from search.records import CellRecord, CommitRecord, JobKind, Memory, Opening, load
+from search.records import CellRecord, CommitRecord, JobKind, Measured, Opening, load
 
 __all__ = ["MemoryBook", "MemoryJob"]
 
@@ -59,10 +59,10 @@ class MemoryBook:
         return [job for job in self.jobs.values() if job.state == "split"]
 
     @property
-    def memory(self) -> Memory | None:
-        """What a stack takes of a GPU, if it was measured."""
+    def measured(self) -> Measured | None:
+        """What a stack takes, if it was measured."""
         notes = [job.note for job in self.jobs.values() if (job.kind, job.state) == ("measure", "done")]
-        return load(Memory, notes[-1]) if notes else None
+        return load(Measured, notes[-1]) if notes else None
 
     @property
     def open_jobs(self) -> list[int]:

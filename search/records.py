@@ -1,12 +1,13 @@
 """The plain dataclasses that driver and worker exchange, and their JSON."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import BeforeValidator, TypeAdapter
 
 from clnp.forgetting import Point
 from clnp.halving import Dropped
+from clnp.pace import Pace
 from clnp.rounds import Round
 from clnp.usage import Usage
 
@@ -21,6 +22,7 @@ __all__ = [
     "JobKind",
     "JobResult",
     "MeasureJob",
+    "Measured",
     "Memory",
     "Opening",
     "Progress",
@@ -178,16 +180,19 @@ class CommitJob:
 
 @dataclass(frozen=True, slots=True)
 class MeasureJob:
-    """Find out how much of a GPU's memory a stack takes, before the first one is formed.
+    """Find out what a stack takes of a GPU's memory and how much longer its steps are than one member's, before the
+    first one is formed.
 
     Attributes:
-        cell: The one that is trained for it, in one and in two members.
+        cell: The one that is trained for it, in one and in several members.
+        members: Of the stack whose steps are timed, where memory holds as many; 1: none are.
     """
 
     id: int
     replica: int
     task: int
     cell: Cell
+    members: int
     commits: tuple[Committed, ...]
     widths: tuple[int, ...]
     data: str
@@ -214,6 +219,19 @@ class Memory:
     member: int
     total: int
     device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a stack takes, as a run's ledger keeps it.
+
+    Attributes:
+        memory: Of a GPU; None on a CPU.
+        pace: Of its steps; None where it was not measured: there was no stack to time, or no memory for one.
+    """
+
+    memory: Memory | None
+    pace: Pace | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +303,7 @@ class JobResult:
         failures: Cell index → why this member raised; the other members' records stand.
         failure: Given instead of records.
         too_large: Given instead of records: why a stack of several members found no memory.
-        memory: Of a :class:`MeasureJob`.
+        measured: Of a :class:`MeasureJob`.
     """
 
     cells: tuple[CellRecord, ...] = ()
@@ -293,7 +311,7 @@ class JobResult:
     failures: dict[int, str] = field(default_factory=dict)
     failure: Failure | None = None
     too_large: str | None = None
-    memory: Memory | None = None
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +329,12 @@ class Progress:
     waiting: str = ""
 
 
-_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+def _with_pace(note: object) -> object:
+    """A note of a version that measured memory alone."""
+    return {"memory": note, "pace": None} if isinstance(note, dict) and "fixed" in note else note
+
+
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {Measured: TypeAdapter(Annotated[Measured, BeforeValidator(_with_pace)])}
 
 
 def _adapter(kind: type) -> TypeAdapter[Any]:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from clnp.errors import Damaged, NothingToCommit
 from clnp.forgetting import Choice
+from clnp.pace import Pace
 from search.book import History, Place, place
 from search.decisions import exceeded, free_units, grown_widths, losers, pick_winner
 from search.errors import Damage, Impossible, Unavailable
@@ -50,7 +51,7 @@ Record = TypeVar("Record")
 STACK_LOSSES = 2
 """How often a stack may be lost before its cells go out one by one."""
 
-NOT_CELLS: Mapping[JobKind, str] = {"commit": "the commit", "measure": "the measurement of memory"}
+NOT_CELLS: Mapping[JobKind, str] = {"commit": "the commit", "measure": "the measurement of a stack"}
 """What the jobs are that train no cell of the grid."""
 
 Stack = tuple[int, ...]
@@ -98,10 +99,12 @@ class Remove:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """Measure what a stack takes of a GPU, before the task opens; ``data`` is the SHA-256 of its data and splits."""
+    """Measure what a stack of ``members`` takes, before the task opens; ``data`` is the SHA-256 of its data and
+    splits."""
 
     task: int
     cell: Cell
+    members: int
     widths: tuple[int, ...]
     data: str
 
@@ -150,6 +153,8 @@ class Replica:
         )
         self.fits: int | None = None
         """Members that a worker's memory holds, once that is known: new tasks form no larger stacks."""
+        self.pace: Pace | None = None
+        """Of a stack's steps, once that is known: new tasks form stacks where they gain."""
         self._splits = {(split.task, tuple(split.cells)) for split in history.splits if split.replica == index}
         self._stopped: Impossible | None = None
         # What was asked since the last change: a run asks every replica before every job.
@@ -232,6 +237,7 @@ class Replica:
                 replica=self.index,
                 task=step.task,
                 cell=step.cell,
+                members=step.members,
                 commits=commits,
                 widths=step.widths,
                 data=step.data,
@@ -373,7 +379,7 @@ class Replica:
         grid = cells(self._experiment, self.task, first)
         known = [] if self.fits is None else [self.fits]
         fits = min([*known, *(len(_halves(stack)[1]) for _, stack in self._splits)], default=None)
-        formed = stacks(self._experiment, grid, workers=self._workers, most=fits)
+        formed = stacks(self._experiment, grid, workers=self._workers, most=fits, pace=self.pace)
         return Open(self.task, grid, formed, self._room()[0])
 
     def _waiting(self) -> Iterator[Train]:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, func, select
 
 from search.ledger import Attempts, Cells, Commits, Jobs, Openings, read
 from search.names import study_name
-from search.records import CellRecord, CommitRecord, JobKind, Memory, Opening
+from search.records import CellRecord, CommitRecord, JobKind, Measured, Opening
 from search.trials import finished
 
 __all__ = [
@@ -92,7 +92,7 @@ class History:
         given_up: Of finished cells, as (replica, task, cell): those whose tensors were.
         losses: Since the run last stopped for a reason, oldest first: who continues it then gets fresh retries.
         splits: The stacks that found no memory and went out in halves, oldest first.
-        memory: What a stack takes of a GPU, if it was measured.
+        measured: What a stack takes, if it was measured.
     """
 
     openings: dict[tuple[int, int], Opening]
@@ -100,7 +100,7 @@ class History:
     commits: dict[tuple[int, int], CommitRecord]
     losses: list[Loss]
     splits: list[Loss] = field(default_factory=list)
-    memory: Memory | None = None
+    measured: Measured | None = None
     given_up: set[tuple[int, int, int]] = field(default_factory=set)
 
 
@@ -162,7 +162,7 @@ def read_history(connection: Connection, run_id: int | None, name: str) -> Histo
     Raises:
         Damage: A row cannot be read.
     """
-    events = _losses(connection, run_id), _splits(connection, run_id), _memory(connection, run_id, name)
+    events = _losses(connection, run_id), _splits(connection, run_id), _measured(connection, run_id, name)
     history = History({}, {}, {}, *events)
     for row, where in _rows(connection, Commits, run_id, name):
         history.commits[row.replica, row.task] = read(CommitRecord, row.record, where)
@@ -229,10 +229,10 @@ def _splits(connection: Connection, run_id: int | None) -> list[Loss]:
     return [_loss(row) for row in connection.execute(jobs)]
 
 
-def _memory(connection: Connection, run_id: int | None, name: str) -> Memory | None:
-    measured = select(Jobs.note).where(Jobs.run_id == run_id, Jobs.kind == "measure", Jobs.state == "done")
-    note = connection.execute(measured.order_by(Jobs.id.desc()).limit(1)).scalar()
-    return None if note is None else read(Memory, note, f"run {name}")
+def _measured(connection: Connection, run_id: int | None, name: str) -> Measured | None:
+    done = select(Jobs.note).where(Jobs.run_id == run_id, Jobs.kind == "measure", Jobs.state == "done")
+    note = connection.execute(done.order_by(Jobs.id.desc()).limit(1)).scalar()
+    return None if note is None else read(Measured, note, f"run {name}")
 
 
 def _loss(row: Row[Any]) -> Loss:

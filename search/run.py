@@ -10,17 +10,17 @@ from clnp.errors import DataUnavailable
 from search.book import Book, History, place
 from search.checks import check_cells, check_commit
 from search.errors import BadInput, Damage, Held, Impossible, SearchError
-from search.events import of_cell, of_commit, of_memory, of_opening, of_winner
+from search.events import of_cell, of_commit, of_measured, of_opening, of_winner
 from search.experiment import Experiment
-from search.grid import members_that_fit
+from search.grid import measured_for, members_that_fit, to_measure
 from search.records import (
     CommitJob,
     CommitRecord,
     Job,
     JobKind,
     JobResult,
+    Measured,
     MeasureJob,
-    Memory,
     Opening,
     Progress,
     StackJob,
@@ -91,9 +91,9 @@ class Run:
             Replica(index, experiment, history, workers=workers, allow_missing=allow_missing)
             for index in range(experiment.replicas)
         ]
-        wanted = experiment.worker
-        self._share = 0.0 if wanted.gpu == "auto" or wanted.cells != "auto" else float(wanted.gpu)
-        self._memory = history.memory
+        self._workers = workers
+        self._share = 0.0 if experiment.worker.gpu == "auto" else float(experiment.worker.gpu)
+        self._measured = measured_for(experiment, history.measured)
         self._fit()
         self._unchecked = {replica.index for replica in self._replicas if replica.is_open}
         self._out: dict[int, _Out] = {}
@@ -229,10 +229,15 @@ class Run:
                     self._on_event(self._events.popleft())
 
     def _fit(self) -> None:
-        """How many members a worker's share of a GPU holds is known once it was measured."""
-        if self._share and self._memory is not None:
+        """How many members a worker's share of a GPU holds and whether stacks gain is known once it was measured."""
+        if self._measured is not None:
             for replica in self._replicas:
-                replica.fits = members_that_fit(self._memory, self._share)
+                replica.fits, replica.pace = self._fits, self._measured.pace
+
+    @property
+    def _fits(self) -> int | None:
+        memory = None if self._measured is None else self._measured.memory
+        return None if memory is None else members_that_fit(memory, self._share)
 
     def _settle(self) -> list[tuple[Replica, Train | Commit | Measure]]:
         """Write what needs no worker (open tasks, remove losers), then say what each replica has for one.
@@ -264,8 +269,9 @@ class Run:
         step = replica.next()
         while isinstance(step, Open | Remove):
             if isinstance(step, Open):
-                if self._share and self._memory is None:
-                    return self._measure(replica, step)
+                members = 0 if self._measured else to_measure(self._experiment, step.cells, workers=self._workers)
+                if members:
+                    return self._measure(replica, step, members)
                 self._open_task(replica, step)
             else:
                 self._writer.remove_artifacts(step.artifacts)
@@ -273,11 +279,11 @@ class Run:
             step = replica.next()
         return step
 
-    def _measure(self, replica: Replica, step: Open) -> Measure | None:
+    def _measure(self, replica: Replica, step: Open, members: int) -> Measure | None:
         """Of all replicas one finds out for all of them; the others wait."""
         if any(isinstance(out.job, MeasureJob) for out in self._out.values()):
             return None
-        return Measure(step.task, step.cells[0], step.widths, self._hash_data(replica.index, step.task))
+        return Measure(step.task, step.cells[0], members, step.widths, self._hash_data(replica.index, step.task))
 
     def _open_task(self, replica: Replica, step: Open) -> None:
         """Write the opening before any job of the task (Promise 3)."""
@@ -338,7 +344,7 @@ class Run:
         if result.too_large is not None:
             self._split(out.replica, out.job, result.too_large)
         elif isinstance(out.job, MeasureJob):
-            self._take_memory(out.replica, out.job, result.memory)
+            self._take_measured(out.replica, out.job, result.measured)
         elif isinstance(out.job, CommitJob):
             self._take_commit(out.replica, out.job, result.commit)
         else:
@@ -379,15 +385,15 @@ class Run:
         replica.split(cells)
         self._tell("stack split", f"{members(cells)}: {reason}", replica.index, replica.task)
 
-    def _take_memory(self, replica: Replica, job: MeasureJob, memory: Memory | None) -> None:
+    def _take_measured(self, replica: Replica, job: MeasureJob, measured: Measured | None) -> None:
         """Write down what a stack takes: from now on tasks open."""
-        if memory is None:
+        if measured is None:
             self._lose(replica, job, "its worker returned no measurement")
             return
-        self._writer.close_job(job.id, "done", dump(memory))
-        self._memory = memory
+        self._writer.close_job(job.id, "done", dump(measured))
+        self._measured = measured
         self._fit()
-        self._queue(of_memory(memory, members_that_fit(memory, self._share), self._share))
+        self._queue(of_measured(measured, self._fits, self._share))
 
     def _take_commit(self, replica: Replica, job: CommitJob, record: CommitRecord | None) -> None:
         """Add the commit: the task is finished."""

@@ -15,7 +15,7 @@ EventKind = Literal[
     "job lost",
     "stack split",
     "worker waits",
-    "memory measured",
+    "stack measured",
     "winner chosen",
     "task committed",
     "replica stopped",

@@ -122,6 +122,14 @@ def points_text(points: float) -> str:
     return f"{number(points, digits=3)} point{'' if points == 1 else 's'}"
 
 
+def pace_text(members: int, times: float, *, gains: bool) -> str:
+    """How a stack's steps compare with one member's, ``times`` as long, and what becomes of that."""
+    became = "cells train as stacks" if gains else "each cell trains alone"
+    if members == 1:
+        return f"one cell's steps are too slow for a stack to gain by: {became}"
+    return f"a stack of {members} takes {number(times, digits=2)} times as long a step as one cell: {became}"
+
+
 def plural(count: int, word: str) -> str:
     """``1 task``, ``2 tasks``."""
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"

@@ -266,7 +266,7 @@ def _ended(diverged: int, dropped: int) -> str:
 
 
 def _what(job: RunningJob) -> str:
-    return {"commit": "commit", "measure": "memory"}.get(job.kind) or members(job.cells)
+    return {"commit": "commit", "measure": "measurement"}.get(job.kind) or members(job.cells)
 
 
 def _epoch(job: RunningJob) -> str:

@@ -1,7 +1,6 @@
 """The backend without workers of its own: jobs run in this process, one after another. Imports no Ray."""
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import replace
 
 from search.backends.live import LiveBackend
 from search.backends.reasons import reason
@@ -29,7 +28,7 @@ class Inline(LiveBackend):
         self._settings: WorkerSettings | None = None
 
     def form_pool(self, experiment: Experiment) -> Pool:
-        return replace(form_pool(experiment, [this_machine()]), workers=1)
+        return form_pool(experiment.model_copy(update={"workers": 1}), [this_machine()])
 
     def start(self, pool: Pool, settings: WorkerSettings) -> None:  # noqa: ARG002 – there is one worker, this process
         self._settings = settings

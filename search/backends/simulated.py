@@ -14,10 +14,12 @@ from dataclasses import dataclass, field, replace
 
 from clnp.forgetting import Point
 from clnp.halving import Dropped, halve
+from clnp.pace import Pace
 from clnp.rounds import Round
 from clnp.usage import GroupUse, LayerUse, Usage
 from search.backends.base import Backend
 from search.experiment import Experiment
+from search.grid import on_gpu
 from search.names import cell_key
 from search.outline import Outline
 from search.records import (
@@ -28,6 +30,7 @@ from search.records import (
     Failure,
     Job,
     JobResult,
+    Measured,
     MeasureJob,
     Memory,
     Progress,
@@ -86,6 +89,7 @@ class World:
         diverges: Whether a cell of a job diverges.
         fills: Whether the cells of a job claim every unit that is left of the group that the head reads.
         memory: What a stack takes of a GPU.
+        gain: How many times as long as a stack its members take one after another.
 
     Attributes:
         artifacts: SHA-256 of what was written → units left free by it, where it is a commit's. Remove one to lose it.
@@ -99,13 +103,21 @@ class World:
         diverges: Callable[[StackJob, Cell], bool] = _never,
         fills: Callable[[StackJob], bool] = _never_full,
         memory: Memory = _ROOMY,
+        gain: float = 4.0,
     ) -> None:
-        self.memory = memory
+        self._memory = memory
+        self._gain = gain
         self.artifacts: dict[str, tuple[int, ...]] = {}
         self._total = total
         self._majority = total // classes
         self._diverges = diverges
         self._fills = fills
+
+    def measure(self, job: MeasureJob) -> JobResult:
+        """What a stack takes: of a GPU memory too."""
+        experiment = Experiment.from_json(job.experiment)
+        pace = Pace(1.0, job.members / self._gain, job.members) if job.members > 1 else None
+        return JobResult(measured=Measured(self._memory if on_gpu(experiment) else None, pace))
 
     def stack(self, job: StackJob, raised: Mapping[int, str], started: float, ended: float) -> JobResult:
         """The records of a stack, without those of the members that raised."""
@@ -313,7 +325,7 @@ class Simulated(Backend):
         elif fate.too_large is not None:
             run.take(job.id, JobResult(too_large=fate.too_large))
         elif isinstance(job, MeasureJob):
-            run.take(job.id, JobResult(memory=self.world.memory))
+            run.take(job.id, self.world.measure(job))
         elif isinstance(job, CommitJob):
             run.take(job.id, self.world.commit(job, moment.started, self.time))
         else:

@@ -8,12 +8,12 @@ from search.decisions import budget_of, grown_widths
 from search.errors import BadInput
 from search.experiment import Experiment, differences
 from search.fork import check_records, check_tensors
-from search.grid import cells, members_that_fit, stacks, warnings
+from search.grid import cells, gains, measured_for, members_that_fit, stacks, to_measure, warnings
 from search.machine import Node, Pool, form_pool, this_machine
 from search.names import check_run_name
 from search.outline import Outline
 from search.own_code import folders
-from search.records import Cell, CommitRecord
+from search.records import Cell, CommitRecord, Measured
 from search.reports.common import Known, Report, cell, layers
 from search.reports.forecast import forecast, forecast_after
 from search.reports.offer import idle_warnings, offer
@@ -59,8 +59,8 @@ def plan(
     nodes = [this_machine()] if nodes is None else nodes
     pool = form_pool(experiment, nodes)
     known = _known(store, name)
-    fits = _fits(experiment, pool, known)
-    grids = list(_grids(experiment, pool, fits))
+    measured = None if known is None else measured_for(experiment, known.history.measured, gpu=pool.gpu > 0)
+    grids = list(_grids(experiment, pool, measured))
     offered = offer(pool, nodes, experiment.replicas * max(len(part["stacks"]) for part in grids) if grids else 0)
     refused = _refused(known, experiment, data)
     source = None
@@ -103,7 +103,9 @@ def plan(
             "device": pool.device,
             "threads": pool.cpu,
             "gpu": pool.gpu,
-            "cells": fits if experiment.worker.cells == "auto" else experiment.worker.cells,
+            "cells": _fits(measured, pool) if experiment.worker.cells == "auto" else experiment.worker.cells,
+            "pace": _pace(measured),
+            "measures": measured is None and any(part["measures"] for part in grids),
         },
         "offer": offered,
         "disk": _disk(experiment, widths),
@@ -145,41 +147,49 @@ def _refused(known: Known | None, experiment: Experiment, data: str | None) -> l
     return differences(known.experiment, experiment, known.row.data, known.row.data if data is None else data)
 
 
-def _fits(experiment: Experiment, pool: Pool, known: Known | None) -> int | None:
-    """How many cells a worker's share of a GPU holds, where that matters and was measured."""
-    if not pool.gpu or experiment.worker.cells != "auto" or known is None or known.history.memory is None:
+def _fits(measured: Measured | None, pool: Pool) -> int | None:
+    """How many cells a worker's share of a GPU holds, where that was measured."""
+    return None if measured is None or measured.memory is None else members_that_fit(measured.memory, pool.gpu)
+
+
+def _pace(measured: Measured | None) -> Report | None:
+    """How much longer a stack's steps are than one cell's, where that was measured."""
+    if measured is None or measured.pace is None:
         return None
-    return members_that_fit(known.history.memory, pool.gpu)
+    pace = measured.pace
+    return {"members": pace.members, "times": pace.together / pace.alone, "gains": gains(pace)}
 
 
-def _grids(experiment: Experiment, pool: Pool, fits: int | None) -> Iterator[Report]:
+def _grids(experiment: Experiment, pool: Pool, measured: Measured | None) -> Iterator[Report]:
     """The grid of the first task, and that of the later ones where it is another; of a fork those that it trains."""
     count, copied = experiment.tasks.count, experiment.copied
     first = cells(experiment, 0)
     last = count if experiment.grid.after_first is None else 1
     if copied < last:
-        yield _grid(experiment, pool, fits, first, copied + 1, last)
+        yield _grid(experiment, pool, measured, first, copied + 1, last)
     begin = max(copied, last) + 1
     if begin > count:
         return
     if experiment.grid.after_first == "winner":
         # One cell, known once the first task is committed: any stands for it.
-        later = _grid(experiment, pool, fits, cells(experiment, 1, first[0]), begin, count)
+        later = _grid(experiment, pool, measured, cells(experiment, 1, first[0]), begin, count)
         yield {**later, "cells": "the winner of the first task"}
     else:
-        yield _grid(experiment, pool, fits, cells(experiment, 1), begin, count)
+        yield _grid(experiment, pool, measured, cells(experiment, 1), begin, count)
 
 
 def _grid(
-    experiment: Experiment, pool: Pool, fits: int | None, grid: tuple[Cell, ...], first: int, last: int
+    experiment: Experiment, pool: Pool, measured: Measured | None, grid: tuple[Cell, ...], first: int, last: int
 ) -> Report:
-    formed = stacks(experiment, grid, workers=pool.workers, gpu=pool.gpu > 0, most=fits)
+    gpu, pace = pool.gpu > 0, None if measured is None else measured.pace
+    formed = stacks(experiment, grid, workers=pool.workers, gpu=gpu, most=_fits(measured, pool), pace=pace)
     return {
         "first": first,
         "last": last,
         "count": len(grid),
         "cells": [cell(one, experiment) for one in grid],
         "stacks": [list(stack) for stack in formed],
+        "measures": to_measure(experiment, grid, workers=pool.workers, gpu=gpu) > 0,
     }
 
 

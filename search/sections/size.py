@@ -29,10 +29,14 @@ class Grow(Section):
 class Worker(Section):
     """What one worker gets."""
 
-    cpu: Count = Field(default=1, description="CPU cores, and threads, of a worker.")
+    cpu: OrAuto = Field(
+        default="auto",
+        description="CPU cores, and threads, of a worker; auto is 1, more where a large network leaves cores idle.",
+    )
     gpu: Gpus = Field(
         default="auto", description="GPUs of a worker; auto takes one where there is one. A share such as 0.5 too."
     )
     cells: OrAuto = Field(
-        default="auto", description="At most so many cells train as one stack; auto goes by size and device."
+        default="auto",
+        description="At most so many cells train as one stack; auto goes by size, or measures what is faster.",
     )

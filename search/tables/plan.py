@@ -8,7 +8,7 @@ from rich.text import Text
 
 from search.tables.common import alpha_cells, fit, forked, grid, indent, pairs, title
 from search.tables.status import run_block
-from search.text import MANY, number, numbers, plural, size, units
+from search.text import MANY, number, numbers, pace_text, plural, size, units
 
 __all__ = ["plan"]
 
@@ -69,12 +69,17 @@ def _shape(report: Mapping[str, Any]) -> Mapping[str, str]:
 
 
 def _room(workers: Mapping[str, Any]) -> str:
-    """What bounds a stack on a GPU."""
-    if not workers["gpu"]:
-        return ""
-    if workers["cells"] is None:
-        return ", which trains as many cells at once as its memory holds: that is measured first"
-    return f", which trains {plural(workers['cells'], 'cell')} at once at the most"
+    """What stacks go by: what a GPU holds, and how long their steps take."""
+    pace, parts = workers["pace"], list[str]()
+    if workers["measures"]:
+        if not workers["gpu"]:
+            return ", which trains cells as stacks if that is faster: that is measured first"
+        return ", which trains as many cells at once as its memory holds if that is faster: both are measured first"
+    if workers["gpu"] and workers["cells"] is not None:
+        parts.append(f", which trains {plural(workers['cells'], 'cell')} at once at the most")
+    if pace is not None:
+        parts.append(f"; {pace_text(pace['members'], pace['times'], gains=pace['gains'])}")
+    return "".join(parts)
 
 
 def _share(gpu: float) -> str:

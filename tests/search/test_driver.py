@@ -16,13 +16,17 @@ from typing import Any, Self
 
 import psutil
 import pytest
+from sqlalchemy import text
 
 import search.driver
 from search.driver import run_experiment
-from search.errors import BadInput, Held, Impossible
+from search.errors import BadInput, Held, Impossible, Unavailable
 from search.experiment import Experiment
+from search.grid import cells, stacks
+from search.records import Measured, load
 from search.snapshot import Event, Snapshot
 from search.store import Store, open_store
+from search.writer import Writer
 
 PLAIN: dict[str, Any] = {
     "name": "small",
@@ -113,6 +117,42 @@ def test_a_run_goes_to_its_end_and_is_left_alone_then(drive: Callable[..., int],
     assert drive() == 0
     assert len(files.attempts("small")) == 1
     assert any("finished" in note for note in view.notes)
+
+
+def test_a_stack_is_measured_once_a_run_and_written_down(
+    drive: Callable[..., int], files: Store, view: Noting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise 3: a driver that dies after it goes on by what is in the ledger."""
+    middle = experiment(
+        model={"hidden": [350, 350]},
+        grid={"alpha": [1e-3], "learning_rate": [1e-3, 2e-3, 3e-3]},
+        tasks={"count": 1},
+        training={"epochs": 1},
+    )
+
+    def die(*_: Any) -> None:
+        raise Unavailable("the database is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "open_task", die)
+        with pytest.raises(Unavailable):
+            drive(middle)
+    assert [event.kind for event in view.events][:1] == ["stack measured"]
+    assert files.history("small").openings == {}
+    measured = files.history("small").measured
+    assert drive(middle) == 0
+    with files.database.engine.connect() as connection:
+        notes = [
+            load(Measured, note)
+            for (note,) in connection.execute(text("SELECT note FROM clnp_jobs WHERE kind = 'measure'"))
+        ]
+    assert notes == [measured]
+    assert measured is not None
+    assert measured.memory is None
+    assert measured.pace is not None
+    assert measured.pace.members == 3
+    formed = stacks(middle, cells(middle, 0), workers=1, pace=measured.pace)
+    assert [opening.stacks for opening in files.history("small").openings.values()] == [formed]
 
 
 def test_a_run_may_grow(drive: Callable[..., int], files: Store) -> None:

@@ -343,7 +343,7 @@ def test_all_problems_of_a_file_are_listed(read: Any) -> None:
         "  line 7: training.epochs is 0; give a whole number of at least 1",
         "  line 7: training.momentum is 0.5; adam has no momentum: leave it out, or give optimizer: sgd",
         "  line 8: rule.margin is [1.0]; give one value, or one for each of the 5 tasks, not 1",
-        '  line 9: worker.cpu is "none"; give a whole number of at least 1',
+        '  line 9: worker.cpu is "none"; give auto, or a whole number of at least 1',
         "  line 2: taks is not a known key; did you mean tasks?",
     ]
 

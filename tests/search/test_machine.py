@@ -9,7 +9,7 @@ import pytest
 from search import machine
 from search.errors import BadInput
 from search.experiment import Experiment
-from search.machine import Node, Pool, cores, form_pool, this_machine
+from search.machine import Node, Pool, cores, form_pool, this_machine, threads
 
 
 def pool(nodes: list[Node], workers: Any = "auto", **worker: Any) -> Pool:
@@ -68,6 +68,49 @@ def test_a_precision_that_cpus_lack_is_refused() -> None:
     with pytest.raises(BadInput, match="precision is tf32, but the workers train on CPUs"):
         form_pool(Experiment.model_validate(asked), [Node(2, 0)])
     assert form_pool(Experiment.model_validate(asked), [Node(2, 1)]).device == "cuda"
+
+
+MNIST: dict[str, Any] = {"tasks": {"dataset": "mnist", "count": 25}, "model": {"hidden": [2000, 2000]}}
+ONE: dict[str, Any] = {"alpha": [1e-4], "learning_rate": [0.001]}
+SIX: dict[str, Any] = {"alpha": [1e-4, 1e-3], "learning_rate": [0.001, 0.002, 0.003]}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "asked", "expected"),
+    [
+        ([2], {"grid": ONE}, 2),
+        ([2], {"grid": SIX}, 1),
+        ([8], {"grid": ONE}, 8),
+        ([8], {"grid": ONE, "replicas": 4}, 2),
+        ([8], {"grid": SIX}, 1),  # 8 workers, two of them idle, are faster than 4 with two rounds
+        ([12], {"grid": SIX}, 2),
+        ([64], {"grid": ONE}, 55),  # one for each 100,000 of its 5,588,000 weights
+        ([3, 8], {"grid": ONE}, 8),  # a worker lies on one machine
+        ([4, 4], {"grid": ONE, "replicas": 2}, 4),
+        ([2], {"grid": {**SIX, "after_first": "winner"}}, 2),  # 24 tasks of one cell outweigh one of six
+        ([2], {"grid": {**SIX, "after_first": "winner"}, "tasks": {"dataset": "mnist", "count": 2}}, 1),
+        ([8], {"grid": SIX, "worker": {"cells": 3}}, 4),  # two stacks
+        ([8], {"grid": SIX, "workers": 1}, 8),
+        ([8], {"grid": SIX, "workers": 3}, 2),
+        ([2], {"grid": SIX, "workers": 5}, 1),  # there is no core for each
+        ([8], {"grid": ONE, "model": {"hidden": [400, 400]}}, 4),  # 477,600 weights
+        ([8], {"grid": ONE, "model": {"hidden": [200, 200]}}, 1),  # 198,800 weights
+    ],
+)
+def test_threads_are_as_many_as_make_the_tasks_shortest(sizes: list[int], asked: dict[str, Any], expected: int) -> None:
+    experiment = Experiment.model_validate({**MNIST, **asked})
+    nodes = [Node(cpus, 0) for cpus in sizes]
+    assert threads(experiment, nodes) == expected
+    made = form_pool(experiment, nodes)
+    room = sum(cpus // expected for cpus in sizes)
+    assert made == Pool(asked.get("workers", room), "cpu", expected, 0)
+
+
+def test_threads_that_are_asked_for_are_taken() -> None:
+    asked = Experiment.model_validate({**MNIST, "grid": ONE, "worker": {"cpu": 3}})
+    assert form_pool(asked, [Node(8, 0)]) == Pool(2, "cpu", 3, 0)
+    on_gpu = Experiment.model_validate({**MNIST, "grid": ONE})
+    assert form_pool(on_gpu, [Node(8, 1)]) == Pool(1, "cuda", 1, 1)
 
 
 @pytest.mark.parametrize(

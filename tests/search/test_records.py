@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from clnp.forgetting import Point
+from clnp.pace import Pace
 from clnp.usage import LayerUse, Usage
-from search.records import Cell, CellRecord, CommitRecord, Opening, dump, load
+from search.records import Cell, CellRecord, CommitRecord, Measured, Memory, Opening, dump, load
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 points = st.builds(Point, theta=st.none() | finite)
@@ -22,6 +23,11 @@ records = st.one_of(
     st.builds(Opening, cells=st.lists(cells, max_size=3).map(tuple)),
     st.builds(CellRecord, cell=cells, staircase=st.lists(points, max_size=3).map(tuple), started=finite, ended=finite),
     st.builds(CommitRecord, winner=cells, point=points, usage=usages, started=finite, ended=finite),
+    st.builds(
+        Measured,
+        memory=st.none() | st.builds(Memory),
+        pace=st.none() | st.builds(Pace, alone=finite, together=finite, members=st.integers()),
+    ),
 )
 
 
@@ -38,6 +44,14 @@ def test_floats_keep_every_bit(value: float) -> None:
     again = load(Point, dump(Point(value, 0, (), 0))).theta
     assert again is not None
     assert again.hex() == value.hex()
+
+
+def test_a_measurement_of_memory_alone_is_read_as_such() -> None:
+    """So the version before wrote it: a run that goes on need not measure again."""
+    memory = Memory(fixed=1, member=2, total=3, device="cuda")
+    assert load(Measured, dump(memory)) == Measured(memory, None)
+    with pytest.raises(ValidationError):
+        load(Measured, "{}")
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", '{"theta": "x", "correct": 1, "claimed": [], "free_weights": 0}'])

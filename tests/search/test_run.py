@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from clnp.errors import DataUnavailable
+from clnp.pace import Pace
 from search.backends.simulated import World
 from search.errors import BadInput, Damage, Held, Impossible, LeaseLost, SearchError, Unavailable
 from search.experiment import Experiment
 from search.memory import MemoryBook
-from search.records import CommitJob, Failure, Job, JobResult, Progress, StackJob
+from search.records import CommitJob, Failure, Job, JobResult, Measured, MeasureJob, Memory, Progress, StackJob
 from search.run import Run
 from search.snapshot import Event
 
@@ -528,6 +529,65 @@ def test_events_tell_what_happened_outside_the_lock(book: MemoryBook, world: Wor
     assert threads == [True] * len(events), "another thread may look while an event is told"
     assert [event.cell for event in events[2:6]] == [0, 1, 2, 3]
     assert all((event.replica, event.task) == (0, 0) for event in events[:-1])
+
+
+MIDDLE: dict[str, Any] = {"model": {"hidden": [300, 300]}, "worker": {"gpu": 0}, "replicas": 1}
+"""112,200 weights: whether a stack gains is measured."""
+
+
+@pytest.mark.parametrize(
+    ("measured", "text"),
+    [
+        (
+            Measured(None, Pace(0.002, 0.0028, 4)),
+            "a stack of 4 takes 1.4 times as long a step as one cell: cells train as stacks",
+        ),
+        (
+            Measured(None, Pace(0.2, 0.2, 1)),
+            "one cell's steps are too slow for a stack to gain by: each cell trains alone",
+        ),
+        (
+            Measured(Memory(2**30, 2**28, 4 * 2**30, "cuda"), Pace(0.002, 0.007, 4)),
+            "a stack takes 1.1 GB and 268.4 MB a cell; 1 GPU of 4.3 GB holds 10 cells; a stack of 4 takes 3.5 times as "
+            "long a step as one cell: each cell trains alone",
+        ),
+        (Measured(None, None), "there was no memory for a stack"),
+    ],
+)
+def test_what_a_stack_takes_is_told(book: MemoryBook, measured: Measured, text: str) -> None:
+    events: list[Event] = []
+    chosen = experiment(**{**MIDDLE, "worker": {"gpu": 1 if measured.memory else 0}})
+    run = new_run(book, experiment=chosen, workers=1, on_event=events.append)
+    job = next_job(run)
+    assert run.next_job() is None, "no task opens before its stacks can be formed"
+    run.take(job.id, JobResult(measured=measured))
+    assert [(event.kind, event.text) for event in events[:1]] == [("stack measured", text)]
+    assert book.measured == measured
+
+
+def test_a_measurement_without_a_result_is_a_loss(book: MemoryBook) -> None:
+    run = new_run(book, experiment=experiment(**MIDDLE, retries=0), workers=1)
+    run.take(next_job(run).id, JobResult())
+    assert isinstance(run.stopped, Unavailable)
+    assert (
+        "the measurement of a stack was lost once (retries: 0), the last time because: its worker returned no"
+        in str(run.stopped)
+    )
+
+
+def test_tasks_that_are_open_keep_their_stacks_and_the_next_is_measured(book: MemoryBook, world: World) -> None:
+    """Promise 3: a run of a version that measured nothing goes on as it began, until its next task opens."""
+    run = new_run(book, experiment=experiment(**{**MIDDLE, "worker": {"cells": 3}}), workers=1)
+    run.take((job := next_job(run)).id, result(world, job))
+    run.give_back()
+    run = new_run(book, experiment=experiment(**MIDDLE), workers=1)
+    kinds = list[str]()
+    while (job := run.next_job()) is not None:
+        kinds.append(job.kind)
+        run.take(job.id, world.measure(job) if isinstance(job, MeasureJob) else result(world, job))
+    assert run.finished
+    assert kinds == ["stack", "commit", "measure", "stack", "commit"]
+    assert [len(book.openings[0, task].stacks) for task in range(2)] == [2, 1]
 
 
 def test_workers_that_wait_for_the_same_are_told_of_once(book: MemoryBook, monkeypatch: pytest.MonkeyPatch) -> None:

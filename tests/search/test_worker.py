@@ -14,6 +14,7 @@ import torch
 
 import clnp.commit
 import clnp.footprint
+import clnp.pace
 import search.building
 import search.worker.commit
 import search.worker.stack
@@ -21,6 +22,7 @@ from clnp.activity import mean_activity
 from clnp.evaluation import logits
 from clnp.network import FREE
 from clnp.ownership import with_free
+from clnp.pace import Pace
 from clnp.subnetwork import subnetwork
 from clnp.tasks import Split
 from clnp.tasks.encoded import decoded
@@ -32,7 +34,7 @@ from search.artifacts import Artifacts
 from search.building import assemble, assembled, build_sequence, forget
 from search.experiment import Experiment
 from search.memory import MemoryBook
-from search.records import CellRecord, CommitJob, Committed, Job, JobResult, MeasureJob, Progress, StackJob
+from search.records import CellRecord, CommitJob, Committed, Job, JobResult, Measured, MeasureJob, Progress, StackJob
 from search.run import Run
 from search.worker import WorkerSettings, perform
 from search.worker.process import no_memory
@@ -634,7 +636,10 @@ def test_own_code_changes_no_setting_of_torch(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(sys, "path", list(sys.path))
         code = (str(folder),)
         plain = experiment(
-            model={"kind": "ownbits:net"}, tasks={"kind": "ownbits:tasks", "count": 1}, grid={"alpha": [1e-3]}
+            model={"kind": "ownbits:net"},
+            tasks={"kind": "ownbits:tasks", "count": 1},
+            grid={"alpha": [1e-3]},
+            worker={"cells": 9},
         )
         chosen = search.building.resolve(plain, None, code)
         sequence = build_sequence(chosen, 0, None, code)
@@ -810,7 +815,7 @@ def test_memory_is_measured_for_the_stacks_to_come(tmp_path: Path, monkeypatch: 
         return train(*arguments, **options)
 
     monkeypatch.setattr(clnp.footprint, "train", counted)
-    monkeypatch.setattr(search.worker.stack, "cuda_peak", gauge)
+    monkeypatch.setattr(clnp.footprint, "cuda_peak", gauge)
     monkeypatch.setattr(search.worker.stack, "gpu_bytes", lambda: 9_000_000)
     chosen, settings, book = (
         experiment(worker={"gpu": 0.5}),
@@ -824,15 +829,19 @@ def test_memory_is_measured_for_the_stacks_to_come(tmp_path: Path, monkeypatch: 
     assert run.next_job() is None, "no task opens before its stacks can be formed"
     result = perform(job, settings)
     assert trained == [1, 1, 2]
-    assert result.memory is not None
-    assert (result.memory.member, result.memory.total) == (300, 9_000_000)
+    assert result.measured is not None
+    memory, pace = result.measured.memory, result.measured.pace
+    assert memory is not None
+    assert (memory.member, memory.total) == (300, 9_000_000)
+    assert pace is not None
+    assert pace.members == 2
     rest = sequence.task(0)
     data = sum(part.samples.nbytes + part.y.nbytes for part in (rest.train, rest.validation))
     # And the old features of later tasks: 40 + 30 units of every sample.
     kept = sum(len(part) * (40 + 30) * 4 for part in (rest.train, rest.validation))
-    assert 1000 < result.memory.fixed - kept < 1000 + data
+    assert 1000 < memory.fixed - kept < 1000 + data
     run.take(job.id, result)
-    assert book.memory == result.memory
+    assert book.measured == result.measured
     assert isinstance(run.next_job(), StackJob)
 
 
@@ -842,7 +851,7 @@ def test_where_two_members_find_no_memory_each_cell_trains_alone(
     def full(_: Any) -> int:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(search.worker.stack, "cuda_peak", full)
+    monkeypatch.setattr(clnp.footprint, "cuda_peak", full)
     monkeypatch.setattr(search.worker.stack, "gpu_bytes", lambda: 9_000_000)
     settings, book = WorkerSettings(str(tmp_path), None, "cpu", 1), MemoryBook()
     chosen = experiment(worker={"gpu": 1})
@@ -854,6 +863,41 @@ def test_where_two_members_find_no_memory_each_cell_trains_alone(
     stack = run.next_job()
     assert isinstance(stack, StackJob)
     assert len(stack.cells) == 1
+
+
+def test_a_stack_that_finds_no_memory_while_it_is_timed_has_no_pace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU: the stacks that form by the network's size alone go out in halves."""
+
+    def full(*_: Any, **__: Any) -> Pace:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory")
+
+    chosen, settings = experiment(**MIDDLE), WorkerSettings(str(tmp_path), None, "cpu", 1)
+    sequence = build_sequence(chosen, 0, None)
+    run = Run(chosen, book := MemoryBook(), book, data=lambda _, task: sequence.sha256(task), workers=1)
+    job = run.next_job()
+    assert isinstance(job, MeasureJob)
+    assert job.members == 2
+    for wrong in (RuntimeError("a bug"), ValueError("a bug")):
+        monkeypatch.setattr(clnp.pace, "measure", functools.partial(_raise, wrong))
+        with pytest.raises(type(wrong), match="a bug"):
+            perform(job, settings)
+    monkeypatch.setattr(clnp.pace, "measure", full)
+    result = perform(job, settings)
+    assert result.measured == Measured(None, None)
+    run.take(job.id, result)
+    stack = run.next_job()
+    assert isinstance(stack, StackJob)
+    assert len(stack.cells) == 2
+
+
+MIDDLE: dict[str, Any] = {"model": {"hidden": [300, 300]}, "worker": {"gpu": 0}}
+"""112,200 weights: whether a stack gains is measured."""
+
+
+def _raise(error: Exception, *_: Any, **__: Any) -> None:
+    raise error
 
 
 def test_the_precision_of_training_is_in_every_record(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from search.backends.inline import Inline
 from search.backends.reasons import reason
 from search.errors import Damage, Unavailable
 from search.experiment import Experiment
-from search.machine import Pool
+from search.machine import Pool, cores
 from search.memory import MemoryBook
 from search.records import Failure, Job, JobResult, Progress
 from search.run import Run
@@ -43,6 +43,11 @@ def test_a_run_goes_from_start_to_end(backend: Inline, small: Small, new_run: Ne
 
 def test_there_is_one_worker(backend: Inline, small: Small) -> None:
     assert backend.form_pool(small(workers=7)).workers == 1
+
+
+def test_its_worker_has_every_core_for_a_large_network(backend: Inline, small: Small) -> None:
+    large = small(model={"hidden": [900, 900]})
+    assert backend.form_pool(large).cpu == min(cores(), 8)
 
 
 def test_it_waits_for_its_settings(small: Small, new_run: NewRun) -> None:

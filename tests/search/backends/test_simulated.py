@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clnp.pace import Pace
 from search.backends.simulated import Fate, Simulated, World
 from search.errors import Impossible, Unavailable
 from search.experiment import Experiment
 from search.memory import MemoryBook
-from search.records import CellRecord, CommitJob, CommitRecord, Failure, Job, Memory, StackJob
+from search.records import CellRecord, CommitJob, CommitRecord, Failure, Job, Measured, Memory, StackJob
 from search.run import Run
-from search.sections import Training, Worker
+from search.sections import Model, Training, Worker
 
 EXPERIMENT = Experiment.model_validate(
     {
@@ -267,7 +268,30 @@ def test_memory_is_measured_once_and_stacks_fit_it(
     assert all(len(opening.stacks) >= -(-len(opening.cells) // holds) for opening in disk.book.openings.values())
     measured = [job for job in disk.book.jobs.values() if job.kind == "measure"]
     assert [job.state for job in measured].count("done") == 1
-    assert disk.book.memory == memory
+    found = disk.book.measured
+    assert found is not None
+    assert found.memory == memory
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    gain=st.sampled_from([0.5, 1.19, 1.2, 4.0]),
+    workers=st.integers(1, 5),
+    kills=st.frozensets(st.integers(1, STEPS), max_size=9),
+)
+def test_pace_is_measured_once_and_stacks_go_by_it(gain: float, workers: int, kills: frozenset[int]) -> None:
+    """Promise 3: killed at any moment, on a CPU too, the pace is known from the ledger and the same stacks form."""
+    middle = EXPERIMENT.model_copy(update={"worker": Worker(gpu=0), "model": Model(hidden=(300, 300))})
+    quiet, disk = Disk(world=World(gain=gain)), Disk(kills, world=World(gain=gain))
+    for each in (quiet, disk):
+        assert play(each, workers=workers, experiment=middle).finished
+    assert records(disk.book) == records(quiet.book)
+    members = min(8, -(-6 // -(-workers // 2)))
+    stacks = -(-workers // 2) if gain >= 1.2 else 6
+    assert {len(opening.stacks) for opening in disk.book.openings.values()} == {stacks}
+    assert disk.book.measured == Measured(None, Pace(1.0, members / gain, members))
+    measured = [job.state for job in disk.book.jobs.values() if job.kind == "measure"]
+    assert measured.count("done") == 1
 
 
 @settings(max_examples=30, deadline=None)

@@ -6,11 +6,12 @@ import sys
 
 import pytest
 
+from clnp.pace import Pace
 from search.building import forget
 from search.errors import BadInput
 from search.grid import cells
 from search.machine import Node, cores
-from search.records import Memory, dump
+from search.records import Measured, Memory, dump
 from search.reports.plan import plan
 from search.tables import TABLES, print_table
 
@@ -72,15 +73,24 @@ def test_every_cell_is_there_in_full(experiment):
 
 def test_what_auto_became(experiment):
     workers = plan(experiment(), "new", store=None)["workers"]
-    assert workers == {"count": cores(), "device": "cpu", "threads": 1, "gpu": 0.0, "cells": None}
+    assert workers == {
+        "count": cores(),
+        "device": "cpu",
+        "threads": 1,
+        "gpu": 0.0,
+        "cells": None,
+        "pace": None,
+        "measures": False,
+    }
 
 
 def test_on_a_gpu_stacks_are_as_large_as_its_memory_once_that_is_known(store, experiment):
-    """Memory is measured by the run's first job; a plan before it says so."""
+    """Both memory and pace are measured by the run's first job; a plan before it says so. A note of the version before
+    has the memory alone."""
     gpus, run = [Node(cpus=8, gpus=1, name="g")], experiment(worker={"gpu": 0.5}, replicas=2)
     before = plan(run, run.name, store=store, nodes=gpus)
     assert before["workers"]["cells"] is None
-    assert "as many cells at once as its memory holds: that is measured first" in printed(before)
+    assert "as many cells at once as its memory holds if that is faster: both are measured first" in printed(before)
     with store.take(run.name, experiment_json=run.to_json(), data="d", versions={}) as writer:
         memory = Memory(fixed=100, member=100, total=600, device="cuda")
         writer.close_job(writer.hand_out("measure", 0, 0, ()), "done", dump(memory))
@@ -88,6 +98,43 @@ def test_on_a_gpu_stacks_are_as_large_as_its_memory_once_that_is_known(store, ex
     assert after["workers"]["cells"] == 1  # 0.9 of half of 600, without the 100
     assert [len(stack) for stack in after["grids"][0]["stacks"]] == [1, 1, 1, 1]
     assert "which trains 1 cell at once at the most" in printed(after)
+
+
+MIDDLE = {"model": {"hidden": [300, 300]}}
+"""112,200 weights: whether a stack gains is measured."""
+
+
+@pytest.mark.parametrize(
+    ("pace", "stacks", "said"),
+    [
+        (Pace(0.002, 0.003, 4), 2, "; a stack of 4 takes 1.5 times as long a step as one cell: cells train as stacks"),
+        (Pace(0.002, 0.007, 4), 4, "; a stack of 4 takes 3.5 times as long a step as one cell: each cell trains alone"),
+        (Pace(0.2, 0.2, 1), 4, "; one cell's steps are too slow for a stack to gain by: each cell trains alone"),
+    ],
+)
+def test_on_a_cpu_stacks_form_where_they_were_measured_to_gain(store, experiment, pace, stacks, said):
+    nodes, run = [Node(cpus=2, gpus=0)], experiment(replicas=1, **MIDDLE)
+    before = plan(run, run.name, store=store, nodes=nodes)
+    assert before["workers"]["measures"]
+    assert "on cpu, which trains cells as stacks if that is faster: that is measured first" in printed(before)
+    with store.take(run.name, experiment_json=run.to_json(), data="d", versions={}) as writer:
+        writer.close_job(writer.hand_out("measure", 0, 0, ()), "done", dump(Measured(None, pace)))
+    after = plan(run, run.name, store=store, nodes=nodes)
+    assert not after["workers"]["measures"]
+    assert len(after["grids"][0]["stacks"]) == stacks
+    assert f"on cpu{said}" in printed(after)
+    # What a CPU took says nothing of a GPU.
+    assert plan(run, run.name, store=store, nodes=[Node(cpus=2, gpus=1)])["workers"]["measures"]
+
+
+def test_threads_are_said(experiment):
+    """A network that leaves cores idle has several; a small one never."""
+    one = {"grid": {"alpha": [0.001], "learning_rate": [0.001]}, "replicas": 1}
+    nodes = [Node(cpus=4, gpus=0)]
+    small = plan(experiment(**one), "new", store=None, nodes=nodes)
+    large = plan(experiment(**one, model={"hidden": [500, 500]}), "new", store=None, nodes=nodes)
+    assert [report["workers"]["threads"] for report in (small, large)] == [1, 2]
+    assert "2, each with 2 threads on cpu" in printed(large)
 
 
 def test_a_later_grid_of_its_own(experiment):
