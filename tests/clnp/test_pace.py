@@ -37,6 +37,7 @@ class Clock:
     seconds: dict[int, float]
     noise: Iterator[float]
     now: float = 0.0
+    epochs: int = 0
     trained: list[tuple[int, int]] = field(default_factory=list)
 
     def perf_counter(self) -> float:
@@ -49,17 +50,23 @@ class Clock:
         steps = len(samples) // settings.batch_size
 
         def epoch(*told: Any) -> None:
+            self.epochs += 1
             self.now += steps * self.seconds[len(members)] + next(self.noise)
             after(*told)
 
         return train(*arguments, **options, on_epoch=epoch)
 
 
-def timed(monkeypatch: pytest.MonkeyPatch, network: Network, seconds: dict[int, float], noise: Any = None) -> Any:
+def timed(
+    monkeypatch: pytest.MonkeyPatch, network: Network, seconds: dict[int, float], noise: Any = None, samples: int = 103
+) -> Any:
     clock = Clock(seconds, iter(noise or [0.0] * 99))
     monkeypatch.setattr(clnp.training, "train", clock.train)
     monkeypatch.setattr(clnp.pace.time, "perf_counter", clock.perf_counter)
-    return clock, measure(network, split(103), split(20), MEMBER, Settings(30, 10), 4, seed=0)
+    settings = Settings(30, 10, early_stopping=True, patience=1, halving=Halving((5,), Fraction(1)))
+    found = measure(network, split(samples), split(20), MEMBER, settings, 4, seed=0)
+    assert clock.epochs == 3 * len(clock.trained), "nothing ends training before its time"
+    return clock, found
 
 
 def test_what_else_the_machine_does_is_not_counted(monkeypatch: pytest.MonkeyPatch, network: Network) -> None:
@@ -78,6 +85,12 @@ def test_one_member_and_the_stack_take_turns(monkeypatch: pytest.MonkeyPatch, ne
     assert clock.trained == [(1, 10), *[(1, 50), (4, 50)] * 3]
     quick, _ = timed(monkeypatch, network, {1: 1e-6, 4: 2e-6})
     assert quick.trained == [(1, 10), *[(1, 80), (4, 80)] * 3]
+
+
+def test_only_full_batches_count(monkeypatch: pytest.MonkeyPatch, network: Network) -> None:
+    clock, found = timed(monkeypatch, network, {1: 0.001, 4: 0.002}, samples=29)
+    assert clock.trained[1] == (1, 20)
+    assert (found.alone, found.together) == (pytest.approx(0.001), pytest.approx(0.002))
 
 
 def test_a_slow_network_makes_no_stack_on_a_cpu(monkeypatch: pytest.MonkeyPatch, network: Network) -> None:

@@ -73,6 +73,7 @@ def test_a_precision_that_cpus_lack_is_refused() -> None:
 MNIST: dict[str, Any] = {"tasks": {"dataset": "mnist", "count": 25}, "model": {"hidden": [2000, 2000]}}
 ONE: dict[str, Any] = {"alpha": [1e-4], "learning_rate": [0.001]}
 SIX: dict[str, Any] = {"alpha": [1e-4, 1e-3], "learning_rate": [0.001, 0.002, 0.003]}
+THREE_TASKS: dict[str, Any] = {"grid": {**SIX, "after_first": "winner"}, "tasks": {"dataset": "mnist", "count": 3}}
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,8 @@ SIX: dict[str, Any] = {"alpha": [1e-4, 1e-3], "learning_rate": [0.001, 0.002, 0.
         ([2], {"grid": {**SIX, "after_first": "winner"}}, 2),  # 24 tasks of one cell outweigh one of six
         ([2], {"grid": {**SIX, "after_first": "winner"}, "tasks": {"dataset": "mnist", "count": 2}}, 1),
         ([8], {"grid": SIX, "worker": {"cells": 3}}, 4),  # two stacks
+        # Two stacks of three cells take longer than a task of one.
+        ([2], {**THREE_TASKS, "worker": {"cells": 3}}, 1),
         ([8], {"grid": SIX, "workers": 1}, 8),
         ([8], {"grid": SIX, "workers": 3}, 2),
         ([2], {"grid": SIX, "workers": 5}, 1),  # there is no core for each

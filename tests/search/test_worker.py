@@ -859,7 +859,10 @@ def test_where_two_members_find_no_memory_each_cell_trains_alone(
     run = Run(chosen, book, book, data=lambda _, task: sequence.sha256(task), workers=1)
     job = run.next_job()
     assert job is not None
-    run.take(job.id, perform(job, settings))
+    result = perform(job, settings)
+    assert result.measured is not None
+    assert result.measured.pace is None, "no stack that fits could be timed"
+    run.take(job.id, result)
     stack = run.next_job()
     assert isinstance(stack, StackJob)
     assert len(stack.cells) == 1
