@@ -128,8 +128,8 @@ def form_pool(experiment: Experiment, nodes: Sequence[Node]) -> Pool:
     """What ``workers`` and ``worker`` of an experiment become on these machines.
 
     ``gpu: auto`` takes a GPU where a machine has one; ``cpu: auto`` is 1 beside one, else see :func:`threads`;
-    ``workers: auto`` takes as many as fit. A number of workers is
-    taken as it is written, though more than there are cores only slow each other down.
+    ``workers: auto`` takes as many as fit. A number of workers is taken as it is written, though more than there are
+    cores only slow each other down.
 
     Raises:
         BadInput: No machine has what one worker needs, or they have fewer GPUs than the workers need.
@@ -166,8 +166,9 @@ def threads(experiment: Experiment, nodes: Sequence[Node]) -> int:
 
     with as many workers of t threads as there are cores for, or as the experiment asks for, if there are cores for
     these. So a grid of 6 goes to a worker a core, and tasks of one cell to one worker with all cores. A network of
-    fewer than 200,000 weights has one thread, a larger one no more than one for each 100,000: cells of the latter train
-    alone. (Those that a measurement makes a stack after all have the same threads.)
+    fewer than 200,000 weights has one thread, a larger one no more than one for each 100,000, so that each has as much
+    to do as it was measured with. Under ``worker.cells: auto`` its cells are taken to train alone, though what is
+    measured once the threads are known may make stacks of them.
 
     Args:
         experiment: Its outline is known.

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,19 @@ def test_it_ends_when_ray_does_not_start(
     finally:
         backend.stop.set()
         backend.close()
+
+
+def test_a_worker_of_several_threads_is_one_process(settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray begins with a process for each core it is told of; how many threads a worker has is in its settings."""
+    began: list[Pool] = []
+    monkeypatch.setattr(cluster.Cluster, "start", lambda _, pool: began.append(pool))
+    backend = Tune()
+    backend.start(Pool(2, "cpu", 3, 0), replace(settings, threads=3))
+    backend._ready.result()
+    backend.close()
+    assert began == [Pool(2, "cpu", 1, 0)]
+    assert backend._settings is not None
+    assert backend._settings.threads == 3
 
 
 def test_stop_does_not_wait_for_ray(
