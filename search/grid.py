@@ -28,13 +28,16 @@ LARGE = 200_000
 4.25 times as long as their stack for 64-128-128-10 (26 thousand weights), and 1.35 times for 784-400-400-10 (478
 thousand), where a process a core and member was faster than either."""
 
-_SMALL, _HUGE = 100_000, 2_000_000
-"""Weights below which a stack of dense layers gains on a CPU, and above which no stack does: there nothing is measured.
+_UNKNOWN = (100_000, 400_000)
+"""Weights of an MLP from which, and up to which, it is measured whether a stack gains on a CPU; below it does, above it
+does not, and a measured answer could be another one the next time.
 
 What 6 members took one after another over what their stack took, one thread of an x86_64 with AVX-512, torch 2.13: 2.22
 for 64-128-128-10 (26 thousand weights) and 1.43 for 64-300-300-10 (112) in batches of 64; 1.34 for 784-100-100-10 (89),
-1.30 for 784-200-200-10 (199), 1.13 for 784-400-400-10 (478) and 0.87 for 784-1000-1000-10 (1,794) in batches of 256;
-0.62 for Table 2 (2,168) in batches of 64."""
+1.30 for 784-200-200-10 (199), 1.13 for 784-400-400-10 (478) and 0.87 for 784-1000-1000-10 (1,794) in batches of 256."""
+
+_HUGE = 2_000_000
+"""Weights above which no network's stack gains on a CPU: 0.62 for Table 2 (2,168 thousand) in batches of 64."""
 
 _GAIN = 1.2
 """How many times as long as their stack members must take one after another for a stack to be formed: it has to make up
@@ -127,16 +130,16 @@ def to_measure(experiment: Experiment, cells: Sequence[Cell], *, workers: int, g
     """Members of the stack that is measured before a task opens, where none was yet; 0: nothing need be known.
 
     Something need be under ``worker.cells: auto`` for a grid of several cells: on a GPU always, of which the memory
-    counts too; on a CPU if stacks of several would form of a network of 2,000,000 weights at most, of an MLP of 100,000
-    at least.
+    counts too; on a CPU if stacks of several would form of an MLP of 100,000 to 400,000 weights, or of another network
+    of 2,000,000 at most.
     """
     if experiment.worker.cells != "auto" or len(cells) == 1:
         return 0
     size = min(_TIMED, math.ceil(len(cells) / _fewest(experiment, len(cells), workers)))
-    least = _SMALL if experiment.model.kind == "mlp" else 0
+    least, most = _UNKNOWN if experiment.model.kind == "mlp" else (0, _HUGE)
     if on_gpu(experiment, gpu=gpu):
         return size
-    return size if size > 1 and least <= experiment.outline.weights <= _HUGE else 0
+    return size if size > 1 and least <= experiment.outline.weights <= most else 0
 
 
 def measured_for(experiment: Experiment, measured: Measured | None, *, gpu: bool = False) -> Measured | None:

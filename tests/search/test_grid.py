@@ -112,8 +112,8 @@ MIDDLE: dict[str, Any] = {"model": {"hidden": [300, 300]}}
         (6, {**MIDDLE, "replicas": 2}, 6),
         (99, MIDDLE, 8),
         (6, {**MIDDLE, "worker": {"cells": 3}}, 0),
-        (6, {"model": {"hidden": [1300, 1300]}}, 3),  # 1,786,200
-        (6, {"model": {"hidden": [1400, 1400]}}, 0),  # 2,063,600
+        (6, {"model": {"hidden": [590, 590]}}, 3),  # 391,760 weights
+        (6, {"model": {"hidden": [600, 600]}}, 0),  # 404,400
         (6, GPU, 3),
         (1, GPU, 0),
         (2, GPU, 1),  # of its memory alone
@@ -129,6 +129,8 @@ def test_a_small_network_that_is_no_mlp_is_measured() -> None:
     one = of_size(6, model={"kind": "split-cifar-narrow", "width": 0.1}, tasks={"kind": "split-cifar", "count": 6})
     small = one.with_outline(replace(of_size(6).outline))
     assert to_measure(small, cells(small, 0), workers=2) == 3
+    large = one.with_outline(replace(of_size(6, model={"hidden": [1400, 1400]}).outline))  # 2,063,600
+    assert to_measure(large, cells(large, 0), workers=2) == 0
 
 
 def test_what_was_measured_counts_on_its_device() -> None:
