@@ -1,7 +1,8 @@
 """Optimizers of a stack: what it holds is free, so every step moves all of it, each member at its own rate and α."""
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ __all__ = ["Adam", "AdamW", "Optimizer", "Sgd"]
 
 @dataclass(frozen=True, slots=True)
 class _Penalty:
-    """L1 of one parameter: ``alpha`` broadcasts to the shape of ``value``, ``scratch`` has it."""
+    """L1 of one parameter, ``[members, entries]``; ``alpha`` is ``[members, 1]``."""
 
     value: Tensor
     alpha: Tensor
@@ -63,7 +64,7 @@ class Optimizer(ABC):
         }
         self._rates = tuple(rate)
         self._states = [
-            {name: torch.zeros_like(value.detach()) for name, value in stack.parameters.items()}
+            {name: torch.zeros_like(_rows(value.detach())) for name, value in stack.parameters.items()}
             for _ in range(self.states)
         ]
         self._hold(stack)
@@ -71,11 +72,11 @@ class Optimizer(ABC):
     def step(self, gradients: Mapping[str, Tensor]) -> None:
         """One step along ``gradients``, by parameter; they may be overwritten."""
         with torch.no_grad():
-            # The kernels go by memory: of samples that lie channels last, a kernel's gradient does too.
-            gradients = {name: gradient.contiguous() for name, gradient in gradients.items()}
+            # The kernels go by memory: of samples that lie channels last, a convolution's gradient does too.
+            rows = {name: _rows(gradient.contiguous()) for name, gradient in gradients.items()}
             for name, penalty in self._penalties.items():
-                gradients[name].addcmul_(torch.sign(penalty.value, out=penalty.scratch), penalty.alpha)
-            parts = {name: gradient.unbind(0) for name, gradient in gradients.items()}
+                rows[name].addcmul_(torch.sign(penalty.value, out=penalty.scratch), penalty.alpha)
+            parts = {name: gradient.unbind(0) for name, gradient in rows.items()}
             for group in self._groups:
                 self._move(group, [parts[name][place] for name, place in group.picks])
 
@@ -96,29 +97,31 @@ class Optimizer(ABC):
 
     def _hold(self, stack: Stack) -> None:
         """Point at the stack's parameters as they lie in memory now."""
-        values = {name: value.detach() for name, value in stack.parameters.items()}
+        values = {name: _rows(value.detach()) for name, value in stack.parameters.items()}
         # One piece of memory for all signs: it stays in cache from entry to entry.
         scratch = next(iter(values.values())).new_empty(max(value.numel() for value in values.values()))
         self._penalties = {
             name: _Penalty(
-                value := values[name],
-                value.new_tensor(given).view(stack.members, *[1] * (value.dim() - 1)),
-                scratch[: value.numel()].view_as(value),
+                value := values[name], value.new_tensor(given).unsqueeze(1), scratch[: value.numel()].view_as(value)
             )
             for name, given in self._alpha.items()
         }
-        self._groups = list(self._grouped(values))
-
-    def _grouped(self, values: Mapping[str, Tensor]) -> Iterator[_Group]:
         # Member by member, though whole stacks would do where all rates are one: a kernel rounds the last few entries
         # of a tensor otherwise than the rest, and which these are must not depend on whose stack it is.
         parts = [{name: value.unbind(0) for name, value in source.items()} for source in (values, *self._states)]
-        for rate in dict.fromkeys(self._rates):
+        decays = {name: self._decay(value) for name, value in stack.parameters.items()}
+        self._groups: list[_Group] = []
+        for rate, decay in itertools.product(dict.fromkeys(self._rates), dict.fromkeys(decays.values())):
             members = [place for place, other in enumerate(self._rates) if other == rate]
-            for decay in dict.fromkeys(map(self._decay, values.values())):
-                names = [name for name, value in values.items() if self._decay(value) == decay]
-                picks = tuple((name, place) for name in names for place in members)
-                yield _Group(rate, decay, picks, tuple([part[name][place] for name, place in picks] for part in parts))
+            picks = tuple((name, place) for name in decays if decays[name] == decay for place in members)
+            held = tuple([part[name][place] for name, place in picks] for part in parts)
+            self._groups.append(_Group(rate, decay, picks, held))
+
+
+def _rows(value: Tensor) -> Tensor:
+    """What lies in memory without gaps as ``[members, entries]``. Kernels compare strides, those of a dimension of one
+    among them, which a view of a view may have as it likes."""
+    return value.view(-1).view(len(value), value.numel() // len(value))
 
 
 class Adam(Optimizer):
