@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from search.experiment import Experiment
+from search.grid import cells
 from search.machine import Node, Pool, fitting
 from search.text import number, plural
 
@@ -51,11 +52,14 @@ def idle_warnings(experiment: Experiment, pool: Pool, offered: dict[str, Any]) -
             f"idle; give a share whose inverse is a whole number, such as {number(round(1 / sharing, 6))}"
         )
     if offered["idle"]:
+        stacks = offered["jobs"] // experiment.replicas
+        first = cells(experiment, 0)[0]
+        most = max(len(cells(experiment, task, first)) for task in range(min(2, experiment.tasks.count)))
+        smaller = "worker.cells forms smaller stacks, " if stacks < most else ""
         yield (
             f"{plural(offered['idle'], 'worker')} of {workers} would be idle: a task has at most "
-            f"{plural(offered['jobs'] // experiment.replicas, 'stack')}, and there "
-            f"{'is' if experiment.replicas == 1 else 'are'} {plural(experiment.replicas, 'replica')}; "
-            f"worker.cells forms smaller stacks, more replicas have more"
+            f"{plural(stacks, 'stack')}, and there {'is' if experiment.replicas == 1 else 'are'} "
+            f"{plural(experiment.replicas, 'replica')}; {smaller}more replicas have more"
         )
     if workers > slots and gpu == 0:
         yield f"workers is {workers}, but the cores are enough for {slots} at a time"

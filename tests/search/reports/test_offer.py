@@ -51,7 +51,15 @@ def test_a_share_that_leaves_nothing_is_not(gpu: float) -> None:
 def test_workers_without_a_job_are_said() -> None:
     found, (line,) = offered([Node(8, 0)], jobs=6, gpu=0)
     assert found["idle"] == 2
-    assert line.startswith("2 workers of 8 would be idle: a task has at most 3 stacks, and there are 2 replicas")
+    assert line == (
+        "2 workers of 8 would be idle: a task has at most 3 stacks, and there are 2 replicas; worker.cells forms "
+        "smaller stacks, more replicas have more"
+    )
+
+
+def test_where_cells_train_alone_no_smaller_stacks_are_offered() -> None:
+    _, (line,) = offered([Node(16, 0)], jobs=12, gpu=0)
+    assert line.endswith("a task has at most 6 stacks, and there are 2 replicas; more replicas have more")
 
 
 def test_workers_without_a_core_are_said() -> None:
