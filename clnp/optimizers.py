@@ -63,6 +63,8 @@ class Optimizer(ABC):
             name: tuple(given) for name, piece in stack.pieces.items() if any(given := alpha.get(piece.entry, ()))
         }
         self._rates = tuple(rate)
+        self._groups: list[_Group] = []
+        self._penalties: dict[str, _Penalty] = {}
         self._states = [
             {name: torch.zeros_like(_rows(value.detach())) for name, value in stack.parameters.items()}
             for _ in range(self.states)
@@ -81,11 +83,18 @@ class Optimizer(ABC):
                 self._move(group, [parts[name][place] for name, place in group.picks])
 
     def keep(self, stack: Stack, places: Sequence[int]) -> None:
-        """Go on with these members alone, after the stack does: see :meth:`clnp.stack.Stack.keep`."""
+        """Go on with these members alone, and the stack with it: see :meth:`clnp.stack.Stack.keep`.
+
+        Tensor by tensor, so that old and new are never there together: a stack may fill its GPU.
+        """
+        self._groups, self._penalties = [], {}
         index = torch.tensor(places, device=next(iter(stack.parameters.values())).device)
+        for state in self._states:
+            for name, value in state.items():
+                state[name] = value.index_select(0, index)
+        stack.keep(places)
         self._alpha = {name: tuple(given[place] for place in places) for name, given in self._alpha.items()}
         self._rates = tuple(self._rates[place] for place in places)
-        self._states = [{name: value.index_select(0, index) for name, value in s.items()} for s in self._states]
         self._hold(stack)
 
     def _decay(self, parameter: Tensor) -> float:  # noqa: ARG002
@@ -110,7 +119,6 @@ class Optimizer(ABC):
         # of a tensor otherwise than the rest, and which these are must not depend on whose stack it is.
         parts = [{name: value.unbind(0) for name, value in source.items()} for source in (values, *self._states)]
         decays = {name: self._decay(value) for name, value in stack.parameters.items()}
-        self._groups: list[_Group] = []
         for rate, decay in itertools.product(dict.fromkeys(self._rates), dict.fromkeys(decays.values())):
             members = [place for place, other in enumerate(self._rates) if other == rate]
             picks = tuple((name, place) for name in decays if decays[name] == decay for place in members)

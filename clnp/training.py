@@ -282,7 +282,6 @@ def _going_on(stack: Stack, optimizer: Optimizer, stacked: Sequence[Course]) -> 
     """Those of the stack that still train; the stack holds them alone from now on."""
     places = [place for place, course in enumerate(stacked) if not course.ended]
     if len(places) < len(stacked):
-        stack.keep(places)
         optimizer.keep(stack, places)
     return [stacked[place] for place in places]
 

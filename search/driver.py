@@ -23,7 +23,7 @@ from search.run import Run
 from search.signals import Signals
 from search.snapshot import Event
 from search.store import AttemptRow, RunRow, Store, Watch
-from search.versions import changes, describe
+from search.versions import begun_threads, changes, describe
 from search.view import View
 from search.writer import Writer
 
@@ -185,8 +185,8 @@ class _Attempt:
         check_records(self.store, self.experiment, self.name, None)
         data = self._check_data(row)
         with self._make_backend() as backend:
-            pool = backend.form_pool(self.experiment)
             before = self.store.attempts(self.name)
+            pool = backend.form_pool(self.experiment, begun=begun_threads(before[-1].versions if before else None))
             # Workers and backend too: the stacks of later tasks go by them.
             versions = {
                 **describe("ray", "optuna"),

@@ -25,6 +25,9 @@ step of one member with 1 and with 2 threads: 10.0 and 7.1 ms for 784-400-400-10
 fast. A small one gains nothing: 0.69 and 0.69 ms for 64-128-128-10 in batches of 64, 1.14 and 1.05 for
 64-256-256-10."""
 
+_MOST = 8
+"""Threads that auto gives a worker at the most: more were not measured."""
+
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 _DRIVERS = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
@@ -124,12 +127,15 @@ def this_machine() -> Node:
     return Node(cores(), gpus())
 
 
-def form_pool(experiment: Experiment, nodes: Sequence[Node]) -> Pool:
+def form_pool(experiment: Experiment, nodes: Sequence[Node], *, begun: int | None = None) -> Pool:
     """What ``workers`` and ``worker`` of an experiment become on these machines.
 
     ``gpu: auto`` takes a GPU where a machine has one; ``cpu: auto`` is 1 beside one, else see :func:`threads`;
     ``workers: auto`` takes as many as fit. A number of workers is taken as it is written, though more than there are
     cores only slow each other down.
+
+    Args:
+        begun: The threads of the run's last attempt. Bits depend on them, so ``cpu: auto`` keeps them where they fit.
 
     Raises:
         BadInput: No machine has what one worker needs, or they have fewer GPUs than the workers need.
@@ -138,7 +144,8 @@ def form_pool(experiment: Experiment, nodes: Sequence[Node]) -> Pool:
     gpu = (1.0 if any(node.gpus for node in nodes) else 0.0) if wanted.gpu == "auto" else float(wanted.gpu)
     cpu = wanted.cpu
     if cpu == "auto":
-        cpu = 1 if gpu else threads(experiment, nodes)
+        kept = begun if any(node.cpus >= (begun or math.inf) for node in nodes) else None
+        cpu = 1 if gpu else kept or threads(experiment, nodes)
     room = sum(fitting(node, cpu, gpu) for node in nodes)
     # A Ray of our own is given more cores than there are; a cluster has those that it has.
     if not room and (gpu or experiment.workers == "auto" or any(node.id for node in nodes)):
@@ -196,7 +203,7 @@ def threads(experiment: Experiment, nodes: Sequence[Node]) -> int:
             total += times * size * math.ceil(jobs / workers(each))
         return total / math.pow(each, _FASTER)
 
-    most = min(max((node.cpus for node in nodes), default=1), weights // (LARGE // 2))
+    most = min(max((node.cpus for node in nodes), default=1), weights // (LARGE // 2), _MOST)
     return min(filter(workers, range(1, most + 1)), key=length, default=1)
 
 

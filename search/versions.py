@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import clnp
 
-__all__ = ["changes", "describe", "package_version"]
+__all__ = ["begun_threads", "changes", "describe", "package_version"]
 
 _PACKAGE = "clnp-search"
 
@@ -35,3 +35,10 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
         for key in sorted({*before, *now})
         if before.get(key) != now.get(key)
     ]
+
+
+def begun_threads(attempt: Mapping[str, str] | None) -> int | None:
+    """The threads that each worker of an attempt had on a CPU; None on a GPU, or where that is not recorded."""
+    if attempt is None or attempt.get("device") != "cpu" or "threads" not in attempt:
+        return None
+    return int(attempt["threads"])

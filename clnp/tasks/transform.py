@@ -73,8 +73,6 @@ class Transform:
         Raises:
             ValueError: The samples have another number of features, or are not bytes.
         """
-        if raw.dtype != torch.uint8:
-            raise ValueError(f"raw samples are {raw.dtype}; bytes are torch.uint8")
         x = self._arranged(raw)
         return Encoded(x, self._divisor(x), self.inverted)
 

@@ -27,8 +27,8 @@ class Inline(LiveBackend):
         super().__init__()
         self._settings: WorkerSettings | None = None
 
-    def form_pool(self, experiment: Experiment) -> Pool:
-        return form_pool(experiment.model_copy(update={"workers": 1}), [this_machine()])
+    def form_pool(self, experiment: Experiment, *, begun: int | None = None) -> Pool:
+        return form_pool(experiment.model_copy(update={"workers": 1}), [this_machine()], begun=begun)
 
     def start(self, pool: Pool, settings: WorkerSettings) -> None:  # noqa: ARG002 – there is one worker, this process
         self._settings = settings

@@ -17,8 +17,11 @@ class LiveBackend(Backend):
     """
 
     @abstractmethod
-    def form_pool(self, experiment: Experiment) -> Pool:
+    def form_pool(self, experiment: Experiment, *, begun: int | None = None) -> Pool:
         """What the workers will be. Starts nothing that :meth:`close` does not end.
+
+        Args:
+            begun: See :func:`search.machine.form_pool`.
 
         Raises:
             BadInput: There is no machine with what one worker needs.

@@ -68,16 +68,16 @@ class Tune(LiveBackend):
         self._pool: Pool | None = None
         self._settings: WorkerSettings | None = None
 
-    def form_pool(self, experiment: Experiment) -> Pool:
+    def form_pool(self, experiment: Experiment, *, begun: int | None = None) -> Pool:
         """Of this machine; or of the nodes of a cluster, each of which is asked what it has.
 
         Raises:
             BadInput: Also where a node lacks something.
         """
         if self._cluster.address is None:
-            return form_pool(experiment, [this_machine()])
+            return form_pool(experiment, [this_machine()], begun=begun)
         self._ready.result()
-        pool: Future[Pool] = self._ray.submit(self._join, experiment)
+        pool: Future[Pool] = self._ray.submit(self._join, experiment, begun)
         return pool.result()
 
     def start(self, pool: Pool, settings: WorkerSettings) -> None:
@@ -123,14 +123,14 @@ class Tune(LiveBackend):
         if not self.stop.is_set():
             self._cluster.start(pool)
 
-    def _join(self, experiment: Experiment) -> Pool:
+    def _join(self, experiment: Experiment, begun: int | None) -> Pool:
         """Join the cluster and ask its nodes. Runs in Ray's thread."""
         from search.backends.nodes import Nodes, read_nodes
 
         if self._needs is None:
             raise RuntimeError("a cluster's nodes are asked for what is needed")
         head = self._cluster.join()
-        pool = form_pool(experiment, read_nodes())
+        pool = form_pool(experiment, read_nodes(), begun=begun)
         most = None if experiment.workers == "auto" else experiment.workers
         self._nodes = Nodes(head, self._needs, pool, most, self._note)
         self._nodes.admit(self.stop.is_set)

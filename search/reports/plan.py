@@ -20,6 +20,7 @@ from search.reports.offer import idle_warnings, offer
 from search.reports.status import run_status
 from search.store import Store
 from search.text import group_list
+from search.versions import begun_threads
 
 __all__ = ["plan"]
 
@@ -57,8 +58,9 @@ def plan(
     outline = experiment.outline
     data, absent = _data(experiment, data_dir, code)
     nodes = [this_machine()] if nodes is None else nodes
-    pool = form_pool(experiment, nodes)
     known = _known(store, name)
+    attempts = [] if store is None else store.attempts(name)
+    pool = form_pool(experiment, nodes, begun=begun_threads(attempts[-1].versions if attempts else None))
     measured = None if known is None else measured_for(experiment, known.history.measured, gpu=pool.gpu > 0)
     grids = list(_grids(experiment, pool, measured))
     offered = offer(pool, nodes, experiment.replicas * max(len(part["stacks"]) for part in grids) if grids else 0)

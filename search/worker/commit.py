@@ -124,7 +124,8 @@ class CommitWork(Place):
             raise Damaged(
                 f"cell {job.winner.index} at θ={job.point.theta}{tuned} was recorded with {expected[1]} right answers "
                 f"and {list(expected[0])} units claimed, and has {correct} and {list(claimed)} on "
-                f"{device_name(self.device)}; continue on the kind of device and with the versions that trained it"
+                f"{device_name(self.device)}; continue on the kind of device, with the threads and with the versions "
+                f"that trained it"
             )
 
     def _fine_tune(

@@ -1,6 +1,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from clnp.models import mlp
 from clnp.network import FREE, Network
@@ -108,7 +111,6 @@ def test_members_that_stay_go_on_as_if_nobody_had_gone(kind, owned):
     ours, theirs = (KINDS[kind][0](stack, alpha, (0.01, 0.003, 0.02)) for stack in (part, whole))
     for turn, (x, y) in enumerate(batches(8)):
         if turn == 4:
-            part.keep([2, 0])
             ours.keep(part, [2, 0])
         for stack, optimizer in ((part, ours), (whole, theirs)):
             optimizer.step(loss_gradients(stack, x, y))
@@ -136,6 +138,39 @@ def test_samples_may_lie_channels_last_in_memory(kind, rates):
     assert not contiguous, "nothing is shown if torch makes every gradient contiguous"
     for name, value in plain.items():
         torch.testing.assert_close(turned[name], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_goes_gives_memory_back_tensor_by_tensor(kind):
+    """A stack may fill its GPU: what is kept must not lie beside all that was there before."""
+    network = random(Network(mlp(20, [30, 30, 30, 30], 3).double()))
+    stack = Stack(network, 6)
+    optimizer = KINDS[kind][0](stack, {layer.name + ".weight": [0.1] * 6 for layer in network.layers}, (0.01,) * 6)
+    x, y = torch.randn(8, 20, dtype=torch.float64), torch.randint(3, (8,))
+    optimizer.step(loss_gradients(stack, x, y))
+
+    lying = {}
+
+    def note(*tensors):
+        for each in tensors:
+            storage = each.untyped_storage()
+            lying[storage.data_ptr()] = StorageWeakRef(storage), storage.nbytes()
+
+    class Most(TorchDispatchMode):
+        most = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            note(*(each for each in tree_leaves(result) if isinstance(each, torch.Tensor)))
+            self.most = max(self.most, sum(size for left, size in lying.values() if not left.expired()))
+            return result
+
+    note(*stack.parameters.values(), *(value for state in optimizer._states for value in state.values()))
+    before = sum(size for _, size in lying.values())
+    with Most() as seen:
+        optimizer.keep(stack, [0, 1, 2, 3, 4])
+    largest = max(value.nbytes for value in stack.parameters.values())
+    assert before < seen.most < before + 2.5 * largest
 
 
 def test_l1_pulls_weights_and_leaves_biases():

@@ -1,5 +1,6 @@
 """How long a step takes: the real training path by the clock, whose time is made up where numbers count."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -97,13 +98,21 @@ def test_a_slow_network_makes_no_stack_on_a_cpu(monkeypatch: pytest.MonkeyPatch,
     clock, found = timed(monkeypatch, network, {1: 0.11})
     assert found == Pace(pytest.approx(0.11), pytest.approx(0.11), 1)
     assert found.gain == 1
-    assert clock.trained == [(1, 10)]
+    assert clock.trained == [(1, 10)] * 2
+
+
+def test_a_slow_moment_of_the_machine_is_no_slow_network(monkeypatch: pytest.MonkeyPatch, network: Network) -> None:
+    _, found = timed(monkeypatch, network, {1: 0.004, 4: 0.008}, [9.0] * 3 + [0.0] * 99)
+    assert found.members == 4
 
 
 @pytest.mark.parametrize("samples", [1, 7, 10, 11])
 @pytest.mark.parametrize("rate", [1e-3, 1e30])
-def test_it_measures_what_is_there_and_changes_nothing(network: Network, samples: int, rate: float) -> None:
+def test_it_measures_what_is_there_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, network: Network, samples: int, rate: float
+) -> None:
     """Whatever the settings, a split smaller than a batch, members that diverge at once."""
+    monkeypatch.setattr(clnp.pace, "_SLOW", math.inf)  # however busy this machine is
     before = {name: value.clone() for name, value in network.state_dict().items()}
     settings = Settings(9, 10, early_stopping=True, patience=1, halving=Halving((1, 2), Fraction(1)))
     found = measure(network, split(samples), split(5), Member((0.0,) * 3, rate), settings, 3, seed=0)

@@ -1,6 +1,7 @@
 """A run from start to end, on a real database: what it refuses, how it continues, and how signals end it."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -18,12 +19,15 @@ import psutil
 import pytest
 from sqlalchemy import text
 
+import clnp.pace
 import search.driver
+from search import machine
 from search.driver import run_experiment
 from search.errors import BadInput, Held, Impossible, Unavailable
 from search.experiment import Experiment
 from search.grid import cells, stacks
 from search.records import Measured, load
+from search.reports.plan import plan
 from search.snapshot import Event, Snapshot
 from search.store import Store, open_store
 from search.writer import Writer
@@ -123,6 +127,7 @@ def test_a_stack_is_measured_once_a_run_and_written_down(
     drive: Callable[..., int], files: Store, view: Noting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Promise 3: a driver that dies after it goes on by what is in the ledger."""
+    monkeypatch.setattr(clnp.pace, "_SLOW", math.inf)  # however busy this machine is
     middle = experiment(
         model={"hidden": [350, 350]},
         grid={"alpha": [1e-3], "learning_rate": [1e-3, 2e-3, 3e-3]},
@@ -153,6 +158,19 @@ def test_a_stack_is_measured_once_a_run_and_written_down(
     assert measured.pace.members == 3
     formed = stacks(middle, cells(middle, 0), workers=1, pace=measured.pace)
     assert [opening.stacks for opening in files.history("small").openings.values()] == [formed]
+
+
+def test_a_run_goes_on_with_the_threads_that_it_began_with(
+    drive: Callable[..., int], files: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise 3: unless it is asked for others; and a plan says the same."""
+    for chosen in (1, 2):
+        monkeypatch.setattr(machine, "threads", lambda *_, chosen=chosen: chosen)
+        assert drive(experiment(tasks={"count": chosen})) == 0
+    assert plan(experiment(tasks={"count": 3}), "small", store=files)["workers"]["threads"] == 1
+    assert plan(experiment(), "other", store=files)["workers"]["threads"] == 2
+    assert drive(experiment(tasks={"count": 3}, worker={"cpu": 2})) == 0
+    assert [attempt.versions["threads"] for attempt in files.attempts("small")] == ["1", "1", "2"]
 
 
 def test_a_run_may_grow(drive: Callable[..., int], files: Store) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from search.versions import changes, describe, package_version
+from search.versions import begun_threads, changes, describe, package_version
 
 
 def test_versions_name_what_bits_depend_on() -> None:
@@ -28,6 +28,13 @@ def test_changes_are_phrases() -> None:
         "torch was 1, is 2",
     ]
     assert changes(now, now) == []
+
+
+def test_threads_are_known_of_an_attempt_on_a_cpu() -> None:
+    assert begun_threads({"device": "cpu", "threads": "2"}) == 2
+    assert begun_threads({"device": "cuda", "threads": "2"}) is None
+    assert begun_threads({"device": "cpu"}) is None
+    assert begun_threads(None) is None
 
 
 def test_nothing_is_imported_for_them() -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import re
 import subprocess
 import sys
@@ -817,6 +818,7 @@ def test_memory_is_measured_for_the_stacks_to_come(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(clnp.footprint, "train", counted)
     monkeypatch.setattr(clnp.footprint, "cuda_peak", gauge)
     monkeypatch.setattr(search.worker.stack, "gpu_bytes", lambda: 9_000_000)
+    monkeypatch.setattr(clnp.pace, "_SLOW", math.inf)  # however busy this machine is
     chosen, settings, book = (
         experiment(worker={"gpu": 0.5}),
         WorkerSettings(str(tmp_path), None, "cpu", 1),

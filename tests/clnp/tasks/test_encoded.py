@@ -51,8 +51,10 @@ def test_some_samples_keep_their_layout(places: torch.Tensor | slice) -> None:
 
 
 def test_what_is_no_bytes_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"raw samples are torch\.float32; bytes are torch\.uint8"):
+    with pytest.raises(ValueError, match=r"samples are torch\.float32; bytes are torch\.uint8"):
         Transform(None, 1.0, (2,)).encode(torch.zeros(3, 2))
+    with pytest.raises(ValueError, match=r"scale is torch\.float32 \[1\]; give one torch\.float32, \[\]"):
+        Encoded(torch.zeros(3, 2, dtype=torch.uint8), torch.ones(1))
     with pytest.raises(ValueError, match=r"raw samples are \[3, 2\]; give \[n, 4\]"):
         Transform(None, 1.0, (4,)).encode(torch.zeros(3, 2, dtype=torch.uint8))
 
