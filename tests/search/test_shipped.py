@@ -12,7 +12,6 @@ SPOKEN_OF = {
     "permuted-mnist-25-small": "α looks too weak to leave room",
     # As the paper did it.
     "split-cifar-wide": "training.early_stopping is on",
-    "split-cifar-wide-small": "training.early_stopping is on",
 }
 """What is thought twice about on purpose."""
 
@@ -35,7 +34,8 @@ def test_every_experiment_of_the_paper_has_a_small_twin_of_the_same_kind(name: s
         return
     large, small = read_experiment(name), read_experiment(f"{name}-small")
     assert (small.head, small.model.kind, small.validation) == (large.head, large.model.kind, large.validation)
-    assert small.training.early_stopping == large.training.early_stopping
+    # Of the wide twin's 400 validation samples the best epoch is a matter of rounding.
+    assert small.training.early_stopping == (large.training.early_stopping and name != "split-cifar-wide")
     assert (small.fine_tuning is None) == (large.fine_tuning is None)
     assert small.replicas == 1
 
