@@ -170,7 +170,7 @@ def test_a_start_that_is_told_to_stop_watches_nothing(
     monkeypatch.setattr(Nodes, "_ask", lambda self, node, _: self._probes.update({node.id: _Probe(node, None, 300)}))
     backend = Tune("127.0.0.1:1", needs=Needs(str(tmp_path)))
     backend.stop.set()
-    backend._join(small())
+    backend._join(small(), None)
     assert backend._nodes is not None
     assert backend._nodes._thread is None
     backend.close()

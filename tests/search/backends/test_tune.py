@@ -189,6 +189,7 @@ def test_a_worker_of_several_threads_is_one_process(settings: WorkerSettings, mo
     """Ray begins with a process for each core it is told of; how many threads a worker has is in its settings."""
     began: list[Pool] = []
     monkeypatch.setattr(cluster.Cluster, "start", lambda _, pool: began.append(pool))
+    monkeypatch.setattr(cluster.Cluster, "stop", lambda _: None)  # it would end the Ray of the other tests
     backend = Tune()
     backend.start(Pool(2, "cpu", 3, 0), replace(settings, threads=3))
     backend._ready.result()
