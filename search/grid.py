@@ -24,20 +24,19 @@ __all__ = [
 ]
 
 LARGE = 200_000
-"""Weights from which a network alone keeps a CPU core busy. Measured on 2 cores: a loop over the members took
-4.25 times as long as their stack for 64-128-128-10 (26 thousand weights), and 1.35 times for 784-400-400-10 (478
-thousand), where a process a core and member was faster than either."""
+"""Weights from which a network alone keeps a CPU core busy, by the gains at :data:`_UNKNOWN`."""
 
 _UNKNOWN = (100_000, 400_000)
 """Weights of an MLP from which, and up to which, it is measured whether a stack gains on a CPU; below it does, above it
 does not, and a measured answer could be another one the next time.
 
-What 6 members took one after another over what their stack took, one thread of an x86_64 with AVX-512, torch 2.13: 2.22
-for 64-128-128-10 (26 thousand weights) and 1.43 for 64-300-300-10 (112) in batches of 64; 1.34 for 784-100-100-10 (89),
-1.30 for 784-200-200-10 (199), 1.13 for 784-400-400-10 (478) and 0.87 for 784-1000-1000-10 (1,794) in batches of 256."""
+What 6 members took one after another over what their stack took, twice on one thread of an x86_64 with AVX-512, torch
+2.13: 2.3 for 64-128-128-10 (26 thousand weights), 1.7 for 64-200-200-10 (55) and 1.2 to 1.3 for 64-300-300-10 (112) in
+batches of 64; 1.3 to 1.5 for 784-100-100-10 (89), 1.2 for 784-200-200-10 (199), 1.0 to 1.2 for 784-400-400-10 (478) and
+0.8 to 1.0 for 784-1000-1000-10 (1,794) in batches of 256."""
 
 _HUGE = 2_000_000
-"""Weights above which no network's stack gains on a CPU: 0.62 for Table 2 (2,168 thousand) in batches of 64."""
+"""Weights above which no network's stack gains on a CPU: 784-2000-2000-10 and Table 2 take 0.1 s a step and more."""
 
 _GAIN = 1.2
 """How many times as long as their stack members must take one after another for a stack to be formed: it has to make up

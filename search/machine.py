@@ -19,11 +19,10 @@ from search.grid import LARGE, cells
 __all__ = ["Needs", "Node", "Pool", "cores", "fitting", "form_pool", "gpus", "this_machine", "threads"]
 
 _FASTER = 0.6
-"""t threads train a large network t^0.6 times as fast. Measured on the 2 cores of an x86_64 with AVX-512, torch 2.13, a
-step of one member with 1 and with 2 threads: 10.0 and 7.1 ms for 784-400-400-10 in batches of 256, 36 and 24 for
-784-1000-1000-10, 122 and 83 for 784-2000-2000-10, 202 and 124 for Table 2 in batches of 64, so 1.42 to 1.62 times as
-fast. A small one gains nothing: 0.69 and 0.69 ms for 64-128-128-10 in batches of 64, 1.14 and 1.05 for
-64-256-256-10."""
+"""t threads train a large network t^0.6 times as fast. Measured on the 2 cores of an x86_64 with AVX-512, torch 2.13,
+the shortest step of one member with 1 and with 2 threads: 4.0 and 3.2 ms for 64-600-600-10 in batches of 64, 10.1 and
+6.7 for 784-400-400-10 in batches of 256, 144 and 65 for 784-2000-2000-10. A small one loses: 0.8 and 2.5 ms for
+64-128-128-10 in batches of 64."""
 
 _MOST = 8
 """Threads that auto gives a worker at the most: more were not measured."""
@@ -144,8 +143,12 @@ def form_pool(experiment: Experiment, nodes: Sequence[Node], *, begun: int | Non
     gpu = (1.0 if any(node.gpus for node in nodes) else 0.0) if wanted.gpu == "auto" else float(wanted.gpu)
     cpu = wanted.cpu
     if cpu == "auto":
-        kept = begun if any(node.cpus >= (begun or math.inf) for node in nodes) else None
-        cpu = 1 if gpu else kept or threads(experiment, nodes)
+        if gpu:
+            cpu = 1
+        elif begun is not None and any(node.cpus >= begun for node in nodes):
+            cpu = begun
+        else:
+            cpu = threads(experiment, nodes)
     room = sum(fitting(node, cpu, gpu) for node in nodes)
     # A Ray of our own is given more cores than there are; a cluster has those that it has.
     if not room and (gpu or experiment.workers == "auto" or any(node.id for node in nodes)):

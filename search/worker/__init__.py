@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WorkerSettings", "configure", "device_name", "perform", "worker_name"]
 
-# Where a thread's core is taken, the others spin until it is done, and a step takes up to four times as long as on one
+# Where a thread's core is taken, the others spin until it is done, and a step takes several times as long as on one
 # thread; with so few turns no longer than on one. OpenMP reads it when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 

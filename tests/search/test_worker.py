@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -801,6 +802,15 @@ def test_a_single_cell_that_finds_no_memory_is_lost_for_that_reason(tmp_path: Pa
     assert re.match(r"replica 1, task 1: cell 0 .* was lost once .* because: out of memory on ", found["stopped"])
     assert [cells for cells, _ in found["losses"]] == [[0]]
     assert [cells for cells, _ in found["splits"]] == [list(range(8)), [0, 1, 2, 3], [0, 1]]
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_threads_hardly_spin_for_each_other(given: dict[str, str], expected: str) -> None:
+    """It is said before torch is imported, which is when OpenMP reads it; unless somebody knows better."""
+    script = "import os, sys, search.worker; print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | given
+    found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout == f"{expected} False\n"
 
 
 def test_memory_is_measured_for_the_stacks_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
