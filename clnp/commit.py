@@ -99,7 +99,7 @@ def added(network: Network, task: int) -> dict[str, Tensor]:
         IndexError: The task is not committed.
     """
     check_committed(network, task)
-    tensors = {"task": torch.tensor(task)}
+    tensors = {"task": torch.tensor(task, device="cpu")}
     for group in network.groups:
         tensors[f"{group.name}.units"] = _owned(network, group, task)
     for layer in network.layers[:-1]:

@@ -73,7 +73,7 @@ def load(path: str | Path) -> Exported:
 def _program(exported: Exported) -> "torch.export.ExportedProgram":
     import torch.export  # a second to import, as all below
 
-    example = torch.zeros(2, *exported.transform.shape)
+    example = torch.zeros(2, *exported.transform.shape, device="cpu")
     program = torch.export.export(exported, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # file names of the machine that wrote it
@@ -117,7 +117,7 @@ def _pooled(exported: Exported) -> Exported:
         if type(module) is nn.AvgPool2d or (type(module) is nn.MaxPool2d and not module.return_indices):
             own.subnetwork.set_submodule(name, _Pooling(name, module))
     with torch.no_grad():
-        own(torch.zeros(2, *exported.transform.shape))  # what cannot be held is refused here
+        own(torch.zeros(2, *exported.transform.shape, device="cpu"))  # what cannot be held is refused here
     return own
 
 
@@ -202,7 +202,8 @@ def _check_answers(data: bytes, exported: Exported) -> None:
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # what it has to say is in the error
     transform = exported.transform
-    raw = torch.rand(_SAMPLES, *transform.shape, generator=torch.Generator().manual_seed(0)) * transform.scale
+    drawn = torch.rand(_SAMPLES, *transform.shape, generator=torch.Generator().manual_seed(0), device="cpu")
+    raw = drawn * transform.scale
     with torch.no_grad():
         expected = exported(raw).double()
     try:

@@ -62,7 +62,7 @@ class _Transform(nn.Module):
         self.scale: Tensor
         self.register_buffer("permutation", None if transform.permutation is None else transform.permutation.clone())
         # A tensor for the reason that Transform has: a GPU multiplies by the reciprocal of a Python number.
-        self.register_buffer("scale", torch.tensor(transform.scale, dtype=torch.float32))
+        self.register_buffer("scale", torch.tensor(transform.scale, dtype=torch.float32, device="cpu"))
 
     def forward(self, raw: Tensor) -> Tensor:
         features = math.prod(self.shape)
@@ -97,7 +97,7 @@ def classes_of(exported: Exported) -> int:
     shape = exported.transform.shape
     try:
         with torch.no_grad():
-            answer: object = exported(torch.zeros(2, *shape))
+            answer: object = exported(torch.zeros(2, *shape, device="cpu"))
     except RuntimeError as error:
         raise UnsupportedExport(f"the sub-network cannot read samples of shape {list(shape)}: {error}") from error
     if not isinstance(answer, Tensor) or answer.dim() != 2 or len(answer) != 2:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from clnp.graph import INPUT, Layer
+from clnp.graph import Layer
 from clnp.network import Network
 from clnp.tasks.task import Split
 from clnp.training import PREFIX_BYTES, SCORED, Member, Settings, train
@@ -84,10 +84,10 @@ def measure(
 
 
 def _features(network: Network, shape: Sequence[int]) -> int:
-    """Numbers of a sample that hidden units give to layers."""
+    """Numbers of a sample that may be kept beside it: what layers read, but for the sample itself."""
     shapes = network.check_shape(shape)
-    read = {node.inputs[0] for node in network.graph.nodes if isinstance(node.op, Layer)} - {INPUT}
-    return sum(math.prod(shapes[place]) for place in read)
+    read = {node.inputs[0] for node in network.graph.nodes if isinstance(node.op, Layer)}
+    return sum(math.prod(shapes[place]) for place in read if not network.graph.given(place))
 
 
 def _bytes(network: Network, split: Split) -> int:

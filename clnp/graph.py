@@ -188,6 +188,12 @@ class Graph:
         """Whether every node reads the one before it and nothing else."""
         return all(node.inputs == (place - 1,) for place, node in enumerate(self.nodes))
 
+    def given(self, place: int) -> bool:
+        """Whether a value is the network's input, as it is or flattened."""
+        while place != INPUT and isinstance(op := self.nodes[place].op, Plain) and op.kind in (nn.Flatten, nn.Identity):
+            place = self.nodes[place].inputs[0]
+        return place == INPUT
+
     @cached_property
     def taps(self) -> dict[str, tuple[int, ...]]:
         """By group, the places of the nodes whose outputs its readers get, before pooling: where units are active."""

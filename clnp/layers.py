@@ -109,7 +109,7 @@ def _of_batch(layer: Norm, x: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor
 
 def noise_mask(shape: tuple[int, ...], p: float, noise: torch.Generator) -> Tensor:
     """What a Dropout keeps, bool; every feature with the chance 1 − ``p``."""
-    return torch.rand(shape, generator=noise, device=noise.device) >= p
+    return torch.rand(shape, generator=noise, device=noise.device, dtype=torch.float32) >= p
 
 
 def dropout(x: Tensor, kept: Tensor, p: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -157,6 +157,11 @@ class Network(nn.Module):
         """Place task ``task``'s own output layer, zero until it is drawn or restored; a shared one stays as it is."""
         if self.head == "multi" and str(task) not in self.heads:
             self.heads[str(task)] = self.output.blank(self.device, self.dtype)
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
+        """Stay in evaluation mode, whatever ``mode`` is: in the other, to measure a network would move what its
+        BatchNorms keep of old units. Members are trained by :func:`clnp.training.train`."""
+        return super().train(False)
 
     def copy(self) -> "Network":
         """The same network in memory of its own."""

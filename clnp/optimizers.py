@@ -141,8 +141,8 @@ class Adam(Optimizer):
 
     def __init__(self, stack: Stack, alpha: Mapping[str, Sequence[float]], rate: Sequence[float]) -> None:
         super().__init__(stack, alpha, rate)
-        # On the device, where the kernel reads it.
-        self._steps = torch.zeros((), device=next(iter(stack.parameters.values())).device)
+        # On the device, where the kernel reads it: as a float32, whatever torch's default is.
+        self._steps = torch.zeros((), dtype=torch.float32, device=next(iter(stack.parameters.values())).device)
 
     def step(self, gradients: Mapping[str, Tensor]) -> None:
         self._steps.add_(1)

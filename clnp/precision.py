@@ -11,13 +11,17 @@ __all__ = ["PRECISIONS", "Precision", "products"]
 Precision = Literal["float32", "tf32", "bf16"]
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bf16")
-"""All digits that a float32 has; factors of 10 bits, with the range of a float32; of 7 bits. What is summed, stored and
-stepped is float32 with each."""
+"""As torch is set; factors of 10 bits, with the range of a float32; factors and results of 7 bits. What is summed
+within a product, the parameters, their gradients and steps are float32 with each.
+
+As torch sets itself, a float32 product has all digits, but convolutions on a GPU have factors of 10 bits as long as
+``torch.backends.cudnn.allow_tf32`` is true, in training and in all that is measured. A search's workers turn it off.
+"""
 
 
 @contextmanager
 def products(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Within it, matrix products and convolutions round their factors as told.
+    """Within it, matrix products and convolutions round their factors as told; with float32, as outside of it.
 
     Of training alone: mean activities, scans and all that is recorded of a network are computed outside of it.
     """

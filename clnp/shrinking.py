@@ -316,13 +316,13 @@ def _orders(
 ) -> tuple[dict[str, Tensor], list[tuple[int, ...]]]:
     """By group its units in the order in which they stay, and for each threshold how many of each group are left."""
     orders, live = {}, []
-    left = [-0.5 if theta is None else theta for theta in thetas]
+    left = torch.tensor([-0.5 if theta is None else theta for theta in thetas], dtype=torch.float64, device="cpu")
     for group in network.groups:
         # Old units stay whatever θ is, unless the task does not read them at all.
         unread = masked(network, group) and network.graph.chain
         means = activity[group.name].masked_fill(active(network, group).cpu(), -1.0 if unread else torch.inf)
         means, order = means.sort(descending=True, stable=True)
-        live.append((means.unsqueeze(0) > torch.tensor(left, dtype=means.dtype).unsqueeze(1)).sum(1).tolist())
+        live.append((means.unsqueeze(0) > left.unsqueeze(1)).sum(1).tolist())
         orders[group.name] = order.to(network.device)
     return orders, list(zip(*live, strict=True))
 

@@ -74,21 +74,24 @@ class Stack:
 
     def whole_prefix(self, x: Tensor | Encoded, limit: int) -> tuple[Tensor | Encoded, ...] | None:
         """The prefix of many samples, computed piece by piece; None where their old features take more than ``limit``
-        bytes. The samples themselves are as given, not copied: some of them, decoded, are what :meth:`rest` reads."""
-        frontier, first = self._parts.frontier, self.prefix(decoded(x[:1]))
-        if len(x) * sum(value.nbytes for place, value in zip(frontier, first, strict=True) if place != INPUT) > limit:
+        bytes, flattened samples counted with them. The samples themselves are as given, or flat, not copied where
+        they lie in a row: some of them, decoded, are what :meth:`rest` reads."""
+        first = dict(zip(self._parts.frontier, self.prefix(decoded(x[:1])), strict=True))
+        # The bits depend on what is kept: so flattened samples count, though they take nothing.
+        if len(x) * sum(value.nbytes for place, value in first.items() if place != INPUT) > limit:
             return None
         kept = {
             place: value.new_empty(len(x), *value.shape[1:])
-            for place, value in zip(frontier, first, strict=True)
-            if place != INPUT
+            for place, value in first.items()
+            if not self._graph.given(place)
         }
         for start in range(0, len(x) if kept else 0, _PIECE):
             piece = slice(start, start + _PIECE)
-            for place, part in zip(frontier, self.prefix(decoded(x[piece])), strict=True):
-                if place != INPUT:
+            for place, part in zip(first, self.prefix(decoded(x[piece])), strict=True):
+                if place in kept:
                     kept[place][piece] = part
-        return tuple(x if place == INPUT else kept[place] for place in frontier)
+        given = {place: x.flatten(1) if value.dim() == 2 else x for place, value in first.items() if place not in kept}
+        return tuple({**given, **kept}[place] for place in first)
 
     def rest(self, prefix: Sequence[Tensor], noise: torch.Generator | None = None) -> Tensor:
         """Logits ``[members, batch, classes]``.

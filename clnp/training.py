@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -68,7 +69,7 @@ class Settings:
             the weights before it, so that L1 on these alone hardly lets a channel fall silent.
         early_stopping: Keep a member's first best validation epoch, whole, instead of its last.
         patience: With early stopping, how many epochs a member may go without a better one before it ends.
-        precision: Of the products of a step, see :mod:`clnp.precision`; what is scored is float32.
+        precision: Of the products of a step, see :data:`clnp.precision.PRECISIONS`; what is scored is float32.
         halving: After which epochs the hopeless members are dropped, all before the last; None: no member is.
 
     Raises:
@@ -88,8 +89,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size), ("patience", self.patience)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+            if value is not None and (not isinstance(value, Integral) or value < 1):
+                raise ValueError(f"{name} is {value}; it must be a whole number, at least 1")
         if self.optimizer not in ("adam", "adamw", "sgd"):
             raise ValueError(f'optimizer is {self.optimizer!r}; it can be "adam", "adamw" or "sgd"')
         if self.precision not in PRECISIONS:
@@ -156,10 +157,9 @@ def open_task(network: Network, *, seed: int) -> Network:
         for name in (f"{layer.name}.weight", f"{layer.name}.bias"):
             if name in values:
                 value = values[name]
-                drawn = (
-                    torch.empty(value.shape, dtype=torch.float32).uniform_(-bound, bound, generator=source).to(value)
-                )
-                value.copy_(torch.where(masks[name], drawn, value))
+                drawn = torch.empty(value.shape, dtype=torch.float32, device="cpu")
+                drawn.uniform_(-bound, bound, generator=source)
+                value.copy_(torch.where(masks[name], drawn.to(value), value))
     for norm in opened.norms:
         for kind, start in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
             if (name := f"{norm.name}.{kind}") in values:
@@ -225,8 +225,9 @@ def train(
         One result a member, in order. The tensors are on the network's device.
 
     Raises:
-        ValueError: No member, an α for other than every layer, an empty split, one that does not fit the network, a
-            multi-head network without the open task's head, or a batch of one sample for a BatchNorm.
+        ValueError: No member, an α for other than every layer, an empty split, one that does not fit the network or
+            whose classes are not int64 ``[n]``, a multi-head network without the open task's head, or a batch of one
+            sample for a BatchNorm.
         UnsupportedNetwork: The network cannot answer samples of this shape.
     """
     _check(network, members, train, validation)
@@ -242,7 +243,7 @@ def train(
     samples, held_out = _Samples(stack, train), _Samples(stack, validation)
     stacked = courses
     for epoch in range(1, settings.epochs + 1):
-        permutation = torch.randperm(len(train), generator=order).to(network.device)
+        permutation = torch.randperm(len(train), generator=order, device="cpu").to(network.device)
         with products(settings.precision, network.device):
             loss = _pass(stack, optimizer, samples, torch.split(permutation, settings.batch_size), noise)
         correct, finite = _score(stack, held_out)
@@ -346,6 +347,10 @@ def _check(network: Network, members: Sequence[Member], train: Split, validation
             raise ValueError(
                 f"the {name} split has {len(split.samples)} samples x and {len(split)} classes y; "
                 "give as many, at least 1"
+            )
+        if split.y.dtype != torch.int64 or split.y.dim() != 1:
+            raise ValueError(
+                f"the {name} split has classes y {split.y.dtype} {list(split.y.shape)}; give torch.int64 [n]"
             )
         low, high = int(split.y.min()), int(split.y.max())
         if low < 0 or high >= classes:

@@ -31,5 +31,5 @@ def carve(samples: int, held_out: int, source: torch.Generator, *, most: int | N
     Args:
         most: Both together are at most so many; None: all ``samples``.
     """
-    order = torch.randperm(samples, generator=source)[:most]
+    order = torch.randperm(samples, generator=source, device="cpu")[:most]
     return order[held_out:].sort().values, order[:held_out].sort().values

@@ -56,7 +56,7 @@ def read_images(dataset: str, folder: Path, *, test: bool) -> "tuple[Tensor, Ten
     check(dataset, folder)
     loaded = _loader(dataset)(str(folder), train=not test)
     images = torch.from_numpy(loaded.data).permute(0, 3, 1, 2)  # torchvision has turned them to height, width, channels
-    return images.reshape(len(images), -1).contiguous(), torch.tensor(loaded.targets, dtype=torch.int64)
+    return images.reshape(len(images), -1).contiguous(), torch.tensor(loaded.targets, dtype=torch.int64, device="cpu")
 
 
 def fetch(dataset: str, folder: Path) -> None:

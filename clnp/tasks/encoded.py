@@ -53,6 +53,10 @@ class Encoded:
     def nbytes(self) -> int:
         return self.bytes.nbytes
 
+    def flatten(self, start_dim: int) -> "Encoded":
+        """The sizes from ``start_dim``, at least 1, as one; the bytes are shared where they lie in a row."""
+        return Encoded(self.bytes.flatten(start_dim), self.scale, self.inverted, self.dtype)
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Encoded":
         """The bytes on a device, to be decoded there, in ``dtype`` where one is given."""
         return Encoded(self.bytes.to(device), self.scale.to(device), self.inverted, dtype or self.dtype)

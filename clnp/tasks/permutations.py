@@ -89,5 +89,5 @@ class _Permuted:
         if not 0 <= index < self.count:
             raise IndexError(f"there is no task {index}: the sequence has {self.count}, and the first is 0")
         if index == 0:
-            return torch.arange(self.shape[0])
-        return torch.randperm(self.shape[0], generator=generator(self._seed, "permutation", index))
+            return torch.arange(self.shape[0], device="cpu")
+        return torch.randperm(self.shape[0], generator=generator(self._seed, "permutation", index), device="cpu")

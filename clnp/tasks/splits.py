@@ -185,7 +185,7 @@ class _SplitTask:
 
     def _split(self, *, test: bool, among: Tensor | None = None) -> Split:
         """The samples of this task's classes, or those at the places ``among`` them."""
-        samples, labels = self._read(test=test), torch.tensor(self._part.labels)
+        samples, labels = self._read(test=test), torch.tensor(self._part.labels, device="cpu")
         indices = torch.isin(samples.y, labels).nonzero().squeeze(1)
         if among is not None:
             indices = indices[among]

@@ -12,7 +12,7 @@ from clnp.tasks.transform import Transform
 __all__ = ["Sequence", "Split", "Task"]
 
 
-@dataclass(frozen=True, slots=True, init=False)
+@dataclass(frozen=True, slots=True, init=False, eq=False)
 class Split:
     """Samples ``x`` (float32 ``[n, *shape]``) and their classes ``y`` (int64 ``[n]``).
 

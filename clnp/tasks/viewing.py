@@ -89,5 +89,5 @@ def _carved(dataset: str, seed: int, validation: float, samples: int | None) -> 
 
 def _turned(shape: tuple[int, ...], turns: int) -> Tensor:
     """The permutation int64 ``[features]`` that turns an image of ``shape`` counterclockwise by quarters."""
-    places = torch.arange(math.prod(shape)).reshape(shape)
+    places = torch.arange(math.prod(shape), device="cpu").reshape(shape)
     return places.rot90(turns, (1, 2)).flatten()

@@ -138,6 +138,9 @@ def test_a_round_prunes_at_the_largest_threshold_by_what_is_left(winner):
         second.rounds[1].claimed,
         second.rounds[1].pruned,
     )
+    # A line that is met exactly is met.
+    exact = winner.tune(rounds=2, needed=points[-1].correct).rounds[1]
+    assert (exact.theta, exact.pruned) == (points[-1].theta, points[-1].correct)
     scaled = winner.tune(rounds=2, order=by_layer)
     values = by_layer(left, activity)
     points = staircase(left, values, VALIDATION).points

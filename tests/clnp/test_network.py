@@ -2,11 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from clnp.commit import fingerprint
+from clnp.activity import mean_activity
+from clnp.commit import commit, fingerprint
 from clnp.errors import UnsupportedNetwork
 from clnp.graph import Group, Layer
 from clnp.models import mlp
 from clnp.network import FREE, Network
+from clnp.training import open_task
 
 
 @pytest.fixture(autouse=True)
@@ -258,3 +260,15 @@ def test_names_may_be_paths_and_words_that_torch_keeps():
     assert network.owner("keys.values").tolist() == [FREE] * 5
     assert network.weights(network.layers[0]).weight.shape == (5, 6)
     assert network.norm(network.norms[0]).num_features == 5
+
+
+def test_it_stays_in_evaluation_mode():
+    """In the other its BatchNorms would take what is measured on into the statistics of old units (Promise 1)."""
+    network = Network(nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)))
+    opened = open_task(network, seed=0)
+    commit(opened, {"0": torch.ones(5, dtype=torch.bool)})
+    before = fingerprint(opened, 0)
+    assert nn.Sequential(opened.train()).train()[0] is opened
+    mean_activity(opened, torch.randn(9, 6))
+    assert fingerprint(opened, 0) == before
+    assert not any(module.training for module in opened.modules())

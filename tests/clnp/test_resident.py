@@ -78,10 +78,14 @@ class Floats(TorchDispatchMode):
         return result
 
 
-def test_no_floats_of_a_whole_training_split_are_made() -> None:
-    """Neither by training, which reads batches, nor by the mean activity. Where they are made, the count sees it."""
-    opened = open_task(Network(mlp(40, [6, 5], 3), head="multi"), seed=0)
-    data, validation = task((40,), 6000)
+@pytest.mark.parametrize("shape", [(40,), (1, 5, 8), (5, 8)], ids=["features", "maps", "images"])
+def test_no_floats_of_a_whole_training_split_are_made(shape: tuple[int, ...]) -> None:
+    """Neither by training, which reads batches, nor by the mean activity. Where they are made, the count sees it.
+
+    A network may begin with a Flatten.
+    """
+    opened = open_task(Network(mlp(shape, [6, 5], 3), head="multi"), seed=0)
+    data, validation = task(shape, 6000)
     with Floats() as made:
         (found,) = train(opened, data, validation, [Member((0.0,) * 3, 0.01)], Settings(1, 64), seed=0)
         mean_activity(with_free(opened, found.free), data.samples)

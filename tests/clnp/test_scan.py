@@ -48,6 +48,22 @@ def test_the_bounds_hold_every_canonical_count(networks, data, tolerance, silent
         inside(network, mean_activity(network, x[15:]), labelled(x[:15]), tolerance)
 
 
+@pytest.mark.parametrize("strides", [(128, 16), (4, 1)], ids=["singly", "in stretches"])
+def test_a_tie_within_rounding_may_go_either_way(monkeypatch, strides):
+    """Two classes say the same of every sample, summed in another order: what the evaluator's rounding makes of them,
+    that of a scan cannot tell."""
+    monkeypatch.setattr(scan_module, "_STRIDES", strides)
+    network = Network(mlp(4, [60], 3))
+    hidden, output = (network.weights(layer).weight for layer in network.layers)
+    hidden.copy_(torch.rand(4) + 0.1)  # every unit is the same
+    output[0] = torch.randn(60)
+    output[1] = output[0][torch.randperm(60)]
+    output[2] = output[0] - 10
+    x = torch.rand(50, 4)
+    split = Split(x, torch.randint(2, (50,)))
+    assert inside(network, {"hidden1": torch.ones(60, dtype=torch.float64)}, split, 1e-5) == [(0, 50)] * 2
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("head", ["single", "multi"])
 def test_the_bounds_are_worth_something(make_any, kind, head):

@@ -440,11 +440,21 @@ def test_dropout_scales_what_it_keeps_as_torch_does():
     assert 0.3 < float(kept.float().mean()) < 0.9
 
 
-@pytest.mark.parametrize("kind", ["after", "flat", "averaged"])
+def maps():
+    """A network that drops numbers of maps, among them those that a layer reads unpooled."""
+    modules = nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Dropout(0.4), nn.Conv2d(6, 5, 2), nn.ReLU(), nn.Dropout(0.4)
+    network = Network(nn.Sequential(*modules, nn.Flatten(), nn.Linear(10, 3)).double(), head="multi")
+    network.place_head(0)
+    for parameter in network.parameters():
+        parameter.copy_(torch.randn(parameter.shape))
+    return network, (2, 5, 4)
+
+
+@pytest.mark.parametrize("kind", ["after", "flat", "averaged", "maps"])
 @pytest.mark.parametrize("share", [0.3, 0.6])
 def test_a_dropout_mask_does_not_depend_on_who_owns_a_unit(make_any, monkeypatch, kind, share):
     """One mask over all the units of a node, old and free: the same entries give the same logits in training."""
-    free, shape = make_any(kind, 1, head="multi", dtype=torch.float64)
+    free, shape = maps() if kind == "maps" else make_any(kind, 1, head="multi", dtype=torch.float64)
     owned = free.copy()
     owned.place_head(1)
     owned.heads["1"].weight.copy_(free.heads["0"].weight)

@@ -1,6 +1,7 @@
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from clnp import training
 from clnp.activity import mean_activity
-from clnp.commit import commit, fingerprint
+from clnp.commit import added, commit, fingerprint
 from clnp.errors import NothingToCommit
 from clnp.evaluation import full_width_agrees, logits
 from clnp.forgetting import Trial, choose
@@ -22,7 +23,8 @@ from clnp.stack import Stack
 from clnp.subnetwork import cut, subnetwork
 from clnp.tasks import permuted, split
 from clnp.tasks.task import Split
-from clnp.thresholds import staircase
+from clnp.tensors import encode
+from clnp.thresholds import claims_at, staircase
 from clnp.training import Member, Settings, check_batches, open_task, train
 
 
@@ -657,6 +659,50 @@ def dropping(p=0.5):
     )
 
 
+class AdamSteps(TorchDispatchMode):
+    """The dtypes of the numbers of steps that the fused kernel of Adam is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket is torch.ops.aten._fused_adamw_:
+            self.dtypes.update(step.dtype for step in args[5])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("default", ["dtype", "device"])
+def test_what_torch_makes_by_default_changes_no_bit(default):
+    """A person's script may have set a default dtype or device; on a GPU, Adam's kernel reads steps as float32."""
+    layers = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(216, 10)
+    network = Network(nn.Sequential(*layers))
+
+    def learn():
+        sequence = split("digits", classes=10, count=1, seed=0, validation=0.1, samples=200)
+        task, opened = sequence.task(0), open_task(network, seed=0)
+        with AdamSteps() as steps:
+            (found,) = train(opened, task.train, task.validation, [member(1e-4, layers=2)], ADAM, seed=0)
+        trained = with_free(opened, found.free)
+        activity = mean_activity(trained, task.train.samples)
+        points = staircase(trained, activity, task.validation).points
+        commit(trained, claims_at(trained, activity, points[0].theta))
+        assert steps.dtypes == {torch.float32}
+        return points, fingerprint(trained, 0), encode(added(trained, 0)), sequence.sha256(0)
+
+    expected = learn()
+    if default == "device":
+        with torch.device("meta"):
+            found = learn()
+    else:
+        torch.set_default_dtype(torch.float64)
+        try:
+            found = learn()
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert found == expected
+
+
 def test_dropout_is_seeded_by_replica_and_task_and_used():
     data, validation = labelled((2, 6, 5), 40), labelled((2, 6, 5), 20, seed=1)
     one = [member(0.0, 0.01, 2)]
@@ -735,7 +781,8 @@ def test_without_a_batchnorm_a_batch_of_one_sample_is_a_batch():
         (lambda: Member((math.inf,), 0.01), "alpha is"),
         (lambda: Member((0.0,), 0.0), "learning_rate is 0.0; it must be finite and above 0"),
         (lambda: Member((0.0,), math.nan), "learning_rate is nan"),
-        (lambda: Settings(0, 16), "epochs is 0; it must be at least 1"),
+        (lambda: Settings(0, 16), "epochs is 0; it must be a whole number, at least 1"),
+        (lambda: Settings(1, 16.5), "batch_size is 16.5; it must be a whole number"),
         (lambda: Settings(1, 0), "batch_size is 0"),
         (lambda: Settings(1, 16, precision="fp8"), "precision is 'fp8'; it can be 'float32', 'tf32', 'bf16'"),
         (lambda: Settings(1, 16, optimizer="rmsprop"), """is 'rmsprop'; it can be "adam", "adamw" or "sgd\""""),
@@ -748,12 +795,16 @@ def test_without_a_batchnorm_a_batch_of_one_sample_is_a_batch():
         (lambda: Settings(1, 16, optimizer="adamw", weight_decay=math.inf), "weight_decay is inf; it must be finite"),
         (lambda: Settings(1, 16, optimizer="adamw", momentum=0.9), "momentum is 0.9, but adamw has none"),
         (lambda: Settings(1, 16, patience=3), "patience is 3 without early_stopping"),
-        (lambda: Settings(1, 16, early_stopping=True, patience=0), "patience is 0; it must be at least 1"),
+        (lambda: Settings(1, 16, early_stopping=True, patience=0), "patience is 0; it must be a whole number"),
     ],
 )
 def test_values_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_whole_numbers_may_be_numpys():
+    assert Settings(np.int64(5), np.int32(16)) == Settings(5, 16)
 
 
 @pytest.mark.parametrize(
@@ -773,6 +824,8 @@ def test_values_out_of_range_are_refused(make, message):
         ([member()], lambda split: Split(split.x[:0], split.y[:0]), "validation split has 0 samples x and 0 classes y"),
         ([member()], lambda split: Split(split.x[:3], split.y), "3 samples x and 40 classes y; give as many, at least"),
         ([member()], lambda split: Split(split.x, split.y + 1), "has classes 1 to 3; the output layer has 0 to 2"),
+        ([member()], lambda split: Split(split.x, split.y.int()), r"y torch.int32 \[40\]; give torch.int64 \[n\]"),
+        ([member()], lambda split: Split(split.x, split.y.view(-1, 1)), r"y torch.int64 \[40, 1\]; give torch.int64"),
     ],
 )
 def test_what_does_not_fit_the_network_is_refused(members, spoil, message):

@@ -172,3 +172,12 @@ def test_an_empty_sequence_and_an_unknown_data_set_are_refused() -> None:
         sequence(count=0)
     with pytest.raises(DataUnavailable, match="no data set is called 'digit'"):
         sequence(dataset="digit")
+
+
+def test_a_default_device_changes_no_sample() -> None:
+    expected = permuted("digits", count=2, seed=0, validation=0.1)
+    with torch.device("meta"):
+        found = permuted("digits", count=2, seed=0, validation=0.1)
+        assert [found.sha256(index) for index in range(2)] == [expected.sha256(index) for index in range(2)]
+        x = found.task(1).train.x
+    assert torch.equal(x, expected.task(1).train.x)

@@ -13,6 +13,13 @@ def test_a_split_goes_to_a_device_and_its_samples_to_a_dtype() -> None:
     assert split.to("cpu").x is split.x
 
 
+def test_a_split_is_equal_to_itself_alone() -> None:
+    """As tensors' comparison has no one answer."""
+    split = Split(torch.randn(3, 2), torch.tensor([0, 1, 2]))
+    assert split == split
+    assert split != split.part(slice(3))
+
+
 def test_a_split_of_bytes_is_the_split_of_their_floats() -> None:
     """Wherever it goes, in whatever parts."""
     raw, y = torch.randint(0, 256, (6, 4), dtype=torch.uint8), torch.tensor([0, 1, 2, 0, 1, 2])
