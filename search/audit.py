@@ -23,7 +23,7 @@ from search.records import CommitRecord, Score
 from search.replay import recorded_cells
 from search.reports.common import Known, Report, read_run
 from search.store import Store
-from search.text import group_list, plural
+from search.text import group_list, plural, up_to
 from search.worker import WorkerSettings, configure, device_name
 
 __all__ = ["verify"]
@@ -101,7 +101,7 @@ class _Audit:
             except (Damage, Damaged) as error:
                 if isinstance(error, Damaged):
                     self._problems.append(f"{place(replica, record.task)}: {error}")
-                sound = f"tasks 1 to {record.task} are" if record.task else "none of its tasks is"
+                sound = up_to(record.task, "task", verb=True) if record.task else "none of its tasks is"
                 self._problems.append(
                     f"replica {replica + 1}: {sound} whole; from task {record.task + 1} on it cannot be put together"
                 )

@@ -25,6 +25,7 @@ from search.experiment import Experiment
 from search.outline import GroupSize, LayerSize, Outline, architecture_of
 from search.own_tasks import guarded
 from search.records import Committed
+from search.text import up_to
 
 __all__ = [
     "assemble",
@@ -172,7 +173,8 @@ def without_commit(task: int) -> str:
     """What is whole without the tensors of a commit, and how they come back where there is no copy."""
     needs = "Every task of this replica needs it"
     if task:
-        needs = f"Tasks 1 to {task} of this replica are whole without it, task {task + 1} and all later ones need it"
+        whole = up_to(task, "task", verb=True)
+        needs = f"In this replica {whole} whole without it, task {task + 1} and all later ones need it"
     return (
         f"{needs}. Scores, staircases and winners are in the database: status, show and replay work. Without a copy "
         "the tensors come back only by training again: clnp-search run ... --name NEW"

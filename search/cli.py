@@ -8,12 +8,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from clnp.errors import Damaged, DataUnavailable, NothingToCommit, UnsupportedNetwork
 from search.errors import BadInput, Damage, Impossible, SearchError, Unavailable
-from search.options import DEFAULT_STORAGE, STORAGE_VARIABLE, read_options
+from search.options import STORAGE_VARIABLE, read_options
+from search.whereabouts import check_lasting, open_existing, open_records
 
 if TYPE_CHECKING:
     from search.experiment import Experiment
@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _refuse("interrupted", 130)
     except BrokenPipeError:
-        # The reader went away, as `| head` does: what Python would write at its end goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader went away, as `| head` does.
+        _silence(sys.stdout)
         return 141
     return code
 
@@ -75,8 +75,16 @@ def _hush(_: str) -> None:
 
 
 def _refuse(text: str, code: int) -> int:
-    print(f"clnp-search: {text}", file=sys.stderr)
+    try:
+        print(f"clnp-search: {text}", file=sys.stderr)
+    except OSError:
+        _silence(sys.stderr)
     return code
+
+
+def _silence(stream: TextIO) -> None:
+    """Nobody reads it: what Python still has to write, and would at its end, goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 # What the commands do
@@ -101,15 +109,20 @@ def _plan(options: argparse.Namespace) -> int:
     if options.resolved:
         _print_resolved(options, experiment)
         return 0
-    name = options.name or experiment.name
+    name = _run_name(options, experiment)
     nodes = _nodes(options.address)
-    store = _existing(options)
+    store = open_existing(options)
     if store is None:
         experiment = _forked(options, None, experiment, name)
         return _print(options, plan(experiment, name, store=None, data_dir=options.data_dir, nodes=nodes))
     with store:
         experiment = _forked(options, store, experiment, name)
         return _print(options, plan(experiment, name, store=store, data_dir=options.data_dir, nodes=nodes))
+
+
+def _run_name(options: argparse.Namespace, experiment: "Experiment") -> str:
+    """An empty one is a slip, such as of a shell's variable, and no wish for the experiment's."""
+    return experiment.name if options.name is None else str(options.name)
 
 
 def _nodes(address: str | None) -> "list[Node] | None":
@@ -126,9 +139,9 @@ def _run(options: argparse.Namespace) -> int:
     from search.names import check_run_name
 
     experiment = read_experiment(options.experiment, options.set)
-    name = check_run_name(options.name or experiment.name)
-    with _store(options, create=True) as store:
-        _check_lasting(options, store, name)
+    name = check_run_name(_run_name(options, experiment))
+    with open_records(options, create=True) as store:
+        check_lasting(options, store, name)
         return _drive(options, store, _forked(options, store, experiment, name), name)
 
 
@@ -148,13 +161,13 @@ def _forked(options: argparse.Namespace, store: "Store | None", experiment: "Exp
 def _resume(options: argparse.Namespace) -> int:
     from search.reports.common import read_run
 
-    with _store(options, create=False) as store:
+    with open_records(options, create=False) as store:
         known = read_run(store, options.name)
         return _drive(options, store, known.experiment, options.name)
 
 
 def _status(options: argparse.Namespace) -> int:
-    with _store(options, create=False) as store:
+    with open_records(options, create=False) as store:
         if options.name is None:
             from search.reports.overview import overview
 
@@ -167,21 +180,21 @@ def _status(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     from search.reports.show import show
 
-    with _store(options, create=False) as store:
+    with open_records(options, create=False) as store:
         return _print(options, show(store, options.name, task=options.task, replica=options.replica))
 
 
 def _replay(options: argparse.Namespace) -> int:
     from search.reports.replay import replay
 
-    with _store(options, create=False) as store:
+    with open_records(options, create=False) as store:
         return _print(options, replay(store, options.name, options.margin))
 
 
 def _verify(options: argparse.Namespace) -> int:
     from search.audit import verify
 
-    with _store(options, create=False) as store:
+    with open_records(options, create=False) as store:
         report = verify(store, options.name, data_dir=options.data_dir, note=_note if sys.stderr.isatty() else _hush)
     _print(options, report)
     return 0 if report["sound"] else Damage.exit_code
@@ -190,7 +203,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from search.export import export
 
-    with _store(options, create=False) as store:
+    with open_records(options, create=False) as store:
         made = export(
             store,
             options.name,
@@ -207,7 +220,7 @@ def _report(options: argparse.Namespace) -> int:
 
     if not options.to:
         raise BadInput("--to is empty; give a folder, such as reports, or . for the current one")
-    with _store(options, create=False) as store:
+    with open_records(options, create=False) as store:
         return _print(options, report(store, options.name, options.to))
 
 
@@ -272,7 +285,7 @@ def _write_note(text: str) -> None:
 
 
 def _dashboard(options: argparse.Namespace) -> int:
-    with _store(options, create=False) as store:
+    with open_records(options, create=False) as store:
         if options.name is not None:
             from search.reports.common import find_row
 
@@ -295,7 +308,7 @@ def _delete(options: argparse.Namespace) -> int:
     from search.reports.common import find_row
 
     name = options.name
-    with _store(options, create=False) as store:
+    with open_records(options, create=False) as store:
         row = find_row(store, name)
         if options.yes is None:
             if store.is_away(row):
@@ -314,7 +327,7 @@ def _gc(options: argparse.Namespace) -> int:
     from search.gc import collect, survey
     from search.reports.common import find_row
 
-    with _store(options, create=False) as store:
+    with open_records(options, create=False) as store:
         if options.name is not None:
             find_row(store, options.name)
         sure = options.yes
@@ -345,23 +358,43 @@ def _drive(options: argparse.Namespace, store: "Store", experiment: "Experiment"
     # The store has read them; what this process starts, Ray's workers among it, would inherit them.
     for variable in (STORAGE_VARIABLE, PASSWORD_VARIABLE):
         os.environ.pop(variable, None)
-    with open_view(sys.stderr) as view:
-        store.database.on_outage = view.note
-        code = run_experiment(
-            store,
-            experiment,
-            name=name,
-            backend=options.backend,
-            address=options.address,
-            data_dir=options.data_dir,
-            allow_missing=options.allow_missing,
-            take_over=options.take_over,
-            watch=watch,
-            view=view,
-        )
+    try:
+        with open_view(sys.stderr) as view:
+            store.database.on_outage = view.note
+            code = run_experiment(
+                store,
+                experiment,
+                name=name,
+                backend=options.backend,
+                address=options.address,
+                data_dir=options.data_dir,
+                allow_missing=options.allow_missing,
+                take_over=options.take_over,
+                watch=watch,
+                view=view,
+            )
+    except Impossible:
+        _print_committed(options, store, name)
+        raise
     if code == 0:
         _print(options, final(store, name), "final")
     return code
+
+
+def _print_committed(options: argparse.Namespace, store: "Store", name: str) -> None:
+    """What a run that stopped has come to: a sequence that is to fill its network ends so. Why it stopped is worth more
+    than whatever keeps this from being shown."""
+    from search.reports.final import final
+
+    try:
+        report = final(store, name)
+        if report["accuracy"] is not None:
+            _print(options, report, "final")
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _silence(sys.stdout)
+    except SearchError as error:
+        _note(f"what was committed cannot be shown: {error}")
 
 
 def _print(options: argparse.Namespace, report: Mapping[str, Any], table: str | None = None) -> int:
@@ -403,83 +436,3 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "delete": _delete,
     "gc": _gc,
 }
-
-
-# Where the records are
-
-
-_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray for the driver of a job that was submitted."""
-
-_PATIENCE = {"run": 600.0, "resume": 600.0, "delete": 60.0, "gc": 60.0}
-"""Seconds for which a command waits for a database that went away: a driver survives a server's restart or update."""
-
-_SHORT = 10.0
-"""The same for those that only read, where somebody looks on."""
-
-
-def _url(options: argparse.Namespace) -> str:
-    if options.storage is not None:
-        return str(options.storage)
-    if options.storage_file is not None:
-        return _first_line(options.storage_file)
-    found = os.environ.get(STORAGE_VARIABLE)
-    if not found and _JOB_VARIABLE in os.environ:
-        raise BadInput(
-            f"no database: this is a Ray job, whose folder goes with the cluster, so that {DEFAULT_STORAGE} would too; "
-            f"give --storage-file or --storage, or start Ray on the head with {STORAGE_VARIABLE} set"
-        )
-    return found or DEFAULT_STORAGE
-
-
-def _check_lasting(options: argparse.Namespace, store: "Store", name: str) -> None:
-    """A Ray job's folder, where tensors would go that lie beside no database file, is removed with the cluster."""
-    if _JOB_VARIABLE not in os.environ or options.artifacts is not None or store.database.path is not None:
-        return
-    if store.run(name) is None:
-        raise BadInput(
-            "no --artifacts: this is a Ray job, whose folder goes with the cluster, and the tensors with it; give a "
-            "folder that every machine of the cluster has, or s3://BUCKET/PREFIX"
-        )
-
-
-def _first_line(file: str) -> str:
-    try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise BadInput(f"--storage-file {file}: {error.strerror}; give a file whose first line is the URL") from None
-    except UnicodeDecodeError:
-        raise BadInput(f"--storage-file {file}: this is not text; give a file whose first line is the URL") from None
-    url = lines[0].strip() if lines else ""
-    if not url:
-        raise BadInput(f"--storage-file {file}: its first line is empty; write the database's URL there")
-    return url
-
-
-def _store(options: argparse.Namespace, *, create: bool) -> "Store":
-    from search.store import open_store
-
-    patience = _PATIENCE.get(options.command, _SHORT)
-    artifacts = getattr(options, "artifacts", None)
-    return open_store(_url(options), artifacts, create=create, patience=patience, on_outage=_note)
-
-
-def _existing(options: argparse.Namespace) -> "Store | None":
-    """The store, or None where the first run would make it."""
-    from search.database import Database
-    from search.ledger import has_tables
-    from search.store import Store
-
-    if _is_new(options):
-        return None
-    database = Database(_url(options), create=False, patience=_SHORT, on_outage=_note)
-    if has_tables(database):
-        return Store(database)
-    database.close()
-    return None
-
-
-def _is_new(options: argparse.Namespace) -> bool:
-    """Whether the database is a file that is not there yet."""
-    scheme, _, file = _url(options).partition("?")[0].partition(":///")
-    return scheme in ("sqlite", "sqlite+pysqlite") and bool(file) and not Path(file).exists()

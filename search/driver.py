@@ -55,9 +55,9 @@ def run_experiment(
 ) -> int:
     """Run an experiment to its end, or continue the run of that name; a finished one is left as it is.
 
-    The first SIGINT or SIGTERM gives back the jobs that run, releases the lease, prints the command that continues and
-    ends the process with 130 or 143 within 5 seconds: by ``os._exit``, since neither training nor Ray can be
-    interrupted. A second one leaves at once.
+    The first SIGINT, SIGTERM or SIGHUP gives back the jobs that run, releases the lease, prints the command that
+    continues and ends the process with 130, 143 or 129 within 5 seconds: by ``os._exit``, since neither training nor
+    Ray can be interrupted. A second one leaves at once.
 
     A forked one (see :mod:`search.fork`) is given its first tasks before anything is trained.
 
@@ -85,7 +85,7 @@ def run_experiment(
     attempt = _Attempt(store, experiment, name, backend, address, data_dir, allow_missing, take_over, watch, view)
     executor = ThreadPoolExecutor(1, thread_name_prefix="driver")
     # On a thread of its own: this one, the main one, stays free to see signals, whatever the other waits for.
-    with Signals() as signals:
+    with Signals(attempt.kill) as signals:
         future = executor.submit(attempt.run)
         while not wait((future,), _POLL).done and signals.received is None:
             pass
@@ -105,12 +105,17 @@ def run_experiment(
 
 
 def _leave(attempt: "_Attempt", text: str, code: int) -> NoReturn:
-    """End the process without waiting for the threads and processes that still work on jobs."""
+    """End the process without waiting for the threads and processes that still work on jobs.
+
+    Who reads what it says may be gone, as ``| tee`` is after the same Ctrl-C.
+    """
     attempt.view.__exit__(None, None, None)
-    print(text, file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr)
     attempt.kill()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)
 
 

@@ -15,7 +15,7 @@ from search.experiment import Experiment, Origin, differences, fork_differences
 from search.records import CellRecord, CommitRecord, Opening
 from search.replay import recorded_cells
 from search.store import History, RunRow, Store
-from search.text import plural
+from search.text import plural, up_to
 from search.writer import Writer
 
 __all__ = ["check_records", "check_tensors", "copy_tasks", "is_whole", "with_origin"]
@@ -254,7 +254,7 @@ def _tensors(source: _Source, sha256: str, what: str, task: int) -> bytes:
     """A file of the other run, hashed. Those of all tasks before ``task`` were sound."""
     whole = "No task before it could be forked instead"
     if task:
-        whole = f"{'Task 1 is' if task == 1 else f'Tasks 1 to {task} are'} whole: --task {task} forks there"
+        whole = f"Before that, {up_to(task, 'task', verb=True)} whole: --task {task} forks there"
     try:
         return source.artifacts.get(sha256, recovery=whole)
     except Damage as error:

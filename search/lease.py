@@ -73,8 +73,10 @@ class Process:
             if process.status() == psutil.STATUS_ZOMBIE:
                 return "dead"
             return "alive" if abs(_start(process) - self.started) < _SAME_START else "dead"
+        except psutil.AccessDenied:
+            return "unknown"
         except psutil.NoSuchProcess:
-            return "dead"
+            return "unknown" if _is_hidden(self.pid) else "dead"
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +372,17 @@ def this_process() -> Process:
     """The process that runs this."""
     pid = os.getpid()
     return Process(socket.gethostname(), _boot(), _namespace(), pid, _start(psutil.Process(pid)))
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process that is not to be seen is there: another user's, where /proc hides these (``hidepid``)."""
+    if os.name == "nt":
+        return False  # where signal 0 is no question
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return False
 
 
 def _start(process: psutil.Process) -> float:

@@ -15,6 +15,7 @@ from typing import Literal
 from search.errors import BadInput
 from search.experiment import Experiment
 from search.grid import LARGE, cells
+from search.text import plural
 
 __all__ = ["Needs", "Node", "Pool", "cores", "fitting", "form_pool", "gpus", "this_machine", "threads"]
 
@@ -152,8 +153,8 @@ def form_pool(experiment: Experiment, nodes: Sequence[Node], *, begun: int | Non
     room = sum(fitting(node, cpu, gpu) for node in nodes)
     # A Ray of our own is given more cores than there are; a cluster has those that it has.
     if not room and (gpu or experiment.workers == "auto" or any(node.id for node in nodes)):
-        found = "; ".join(f"{node.cpus} cores and {node.gpus} GPUs" for node in nodes) or "no machine"
-        raise BadInput(f"a worker needs {cpu} cores and {gpu:g} GPUs, but there is {found}; change worker.cpu or .gpu")
+        found = "; ".join(_amounts(node.cpus, node.gpus) for node in nodes) or "no machine"
+        raise BadInput(f"a worker needs {_amounts(cpu, gpu)}; found: {found}; change worker.cpu or .gpu")
     if experiment.workers != "auto" and gpu and experiment.workers > room:
         raise BadInput(
             f"workers is {experiment.workers}, but GPUs and cores are enough for {room}; lower workers or worker.gpu"
@@ -218,3 +219,7 @@ def fitting(node: Node, cpu: int, gpu: float) -> int:
     # A worker's share lies on one GPU, and whole GPUs are not shared.
     by_gpus = node.gpus * int(1 / gpu + 1e-9) if gpu < 1 else int(node.gpus / gpu)
     return min(by_cores, by_gpus)
+
+
+def _amounts(cores: int, gpus: float) -> str:
+    return f"{plural(cores, 'core')} and {gpus:g} GPU{'' if gpus == 1 else 's'}"

@@ -37,8 +37,8 @@ Begin with:
   clnp-search run quickstart
 
 Exit codes: 0 done; 1 something could not be reached for as long as the command waits, the same command continues; 2 bad
-input, nothing was started; 3 damage; 4 another process drives the run; 5 nothing worth committing; 130 or 143 ended by
-Ctrl-C or SIGTERM.
+input, mostly before anything is started; 3 damage; 4 another process drives the run; 5 nothing worth committing; 130,
+143 or 129 ended by Ctrl-C, SIGTERM or the closing of its terminal.
 """
 
 _EXPERIMENTS = """
@@ -321,6 +321,7 @@ def _add_experiment(command: argparse.ArgumentParser, nargs: str | None = None) 
     command.add_argument(
         "--set",
         metavar="KEY=VALUE",
+        type=_change,
         nargs="+",
         action="extend",
         default=[],
@@ -328,6 +329,13 @@ def _add_experiment(command: argparse.ArgumentParser, nargs: str | None = None) 
     )
     if nargs:
         _add_data(command)
+
+
+def _change(text: str) -> str:
+    """What ``--set`` takes; it takes all that follows it."""
+    if "=" not in text:
+        raise argparse.ArgumentTypeError(f"{text}: give path.to.key=value, and EXPERIMENT before --set")
+    return text
 
 
 def _add_locations(command: argparse.ArgumentParser) -> None:

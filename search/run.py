@@ -28,7 +28,7 @@ from search.records import (
 )
 from search.replica import NOT_CELLS, Commit, Measure, Open, Remove, Replica, Train
 from search.snapshot import Event, EventKind, ReplicaState, RunningJob, Snapshot
-from search.text import members
+from search.text import first_sentence, members, plural
 
 __all__ = ["Run"]
 
@@ -419,12 +419,15 @@ class Run:
         if replica.stopped is None:
             replica.stop(error)
             text = str(error).removeprefix(f"{place(replica.index, replica.task)}: ")
-            self._tell("replica stopped", text, replica.index, replica.task)
+            self._tell("replica stopped", first_sentence(text), replica.index, replica.task)
 
     def _stop(self, error: SearchError) -> None:
         if self._stopped is None:
             self._stopped = error
-            self._tell("run stopped", str(error))
+            # With what could be done it is what a driver ends with; of its replicas it was told.
+            stuck = sum(replica.stopped is not None for replica in self._replicas)
+            of_replicas = f"{stuck} of {plural(len(self._replicas), 'replica')} cannot go on"
+            self._tell("run stopped", of_replicas if isinstance(error, Impossible) else first_sentence(str(error)))
 
     def _tell(
         self, kind: EventKind, text: str, replica: int | None = None, task: int | None = None, cell: int | None = None

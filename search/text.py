@@ -10,7 +10,9 @@ __all__ = [
     "clock",
     "duration",
     "first_line",
+    "first_sentence",
     "group_list",
+    "job",
     "members",
     "number",
     "numbers",
@@ -21,6 +23,7 @@ __all__ = [
     "theta",
     "times",
     "units",
+    "up_to",
 ]
 
 MANY = 6
@@ -37,6 +40,11 @@ def first_line(text: str) -> str:
     """The first line of ``text`` that says anything, cut to what a row of a table can hold."""
     line = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
     return line if len(line) <= _LINE else f"{line[: _LINE - 1]}…"
+
+
+def first_sentence(text: str) -> str:
+    """What happened, without what could be done: the first sentence of ``text``, without its full stop."""
+    return text.partition("\n")[0].partition(". ")[0].removesuffix(".")
 
 
 def percent(share: float) -> str:
@@ -77,6 +85,11 @@ def members(cells: Sequence[int]) -> str:
             runs.append([cell])
     text = ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
     return f"cells {text}" if len(cells) > 1 else f"cell {text}"
+
+
+def job(kind: str, cells: Sequence[int]) -> str:
+    """What a job does, in a table: ``cells 0–5``, ``commit``, ``measurement``."""
+    return {"commit": "commit", "measure": "measurement"}.get(kind) or members(cells)
 
 
 def accuracies(shares: Sequence[float]) -> str:
@@ -133,6 +146,12 @@ def pace_text(members: int, times: float, *, gains: bool) -> str:
 def plural(count: int, word: str) -> str:
     """``1 task``, ``2 tasks``."""
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+def up_to(count: int, word: str, *, verb: bool = False) -> str:
+    """``task 1``, ``tasks 1 to 3``; with a verb ``task 1 is``, ``tasks 1 to 3 are``."""
+    text, be = (f"{word} 1", "is") if count == 1 else (f"{word}s 1 to {count}", "are")
+    return f"{text} {be}" if verb else text
 
 
 def times(count: int) -> str:

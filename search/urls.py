@@ -26,6 +26,9 @@ _SHOWN = frozenset(
 )
 """The options of a URL's query part whose values anybody may see. Any other may be a password, a misspelt one too."""
 
+_FILE = re.compile(r"[^\s:@?]+\.(db|sqlite|sqlite3)")
+"""What is no password, but a file name where a URL was asked for."""
+
 
 def read_url(text: str) -> tuple[URL, dict[str, str]]:
     """A database's URL, and what of its query part may be secret: that travels as connection arguments, which nothing
@@ -34,6 +37,10 @@ def read_url(text: str) -> tuple[URL, dict[str, str]]:
     Raises:
         BadInput: It is none, or of another kind of database. The message shows no password.
     """
+    if not text:
+        raise BadInput(f"the database URL is empty; {_SUPPORTED}")
+    if _FILE.fullmatch(text):
+        raise BadInput(f"{text} is a file, not a database URL; give sqlite:///{text}")
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):

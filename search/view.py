@@ -1,5 +1,6 @@
 """The live view of a run: a table on a terminal, lines where there is none. It reads snapshots and changes nothing."""
 
+import errno
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -16,7 +17,8 @@ from rich.text import Text
 from search.book import place
 from search.snapshot import Event, ReplicaState, RunningJob, Snapshot
 from search.tables.common import grid
-from search.text import MANY, accuracies, duration, members, percent, plural, units
+from search.text import MANY, accuracies, duration, percent, plural, units
+from search.text import job as job_text
 
 __all__ = ["Lines", "Screen", "View", "open_view", "render"]
 
@@ -58,8 +60,15 @@ class View(Protocol):
 
 def open_view(stream: TextIO) -> View:
     """The view that fits ``stream``: drawn in place on a terminal, line by line elsewhere."""
-    console = Console(file=stream, highlight=False, soft_wrap=not stream.isatty())
+    console = _Console(file=stream, highlight=False, soft_wrap=not stream.isatty())
     return Screen(console) if console.is_terminal and not console.is_dumb_terminal else Lines(console)
+
+
+class _Console(Console):
+    """Says that its reader is gone. Rich would end the thread, and have stdout, where the report goes, lead nowhere."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 class _Base(ABC):
@@ -81,7 +90,7 @@ class _Base(ABC):
         self._writing = threading.Lock()
 
     def __enter__(self) -> Self:
-        self._open()
+        self._write(self._open)
         threading.Thread(target=self._work, name="view", daemon=True).start()
         return self
 
@@ -109,12 +118,19 @@ class _Base(ABC):
             self._write(partial(self._draw_unless_ended, snapshot, quiet))
 
     def _write(self, then: Callable[[], None]) -> None:
-        """Print what is queued, then do ``then``; one thread at a time. Given up if the terminal takes nothing."""
+        """Print what is queued, then do ``then``; one thread at a time. Given up if the terminal takes nothing.
+
+        Once nobody reads it, as after ``| head`` or on a terminal that is closed, nothing is printed: that ends no run.
+        Nor does a disk that is full for a while: what was queued is not said.
+        """
         if self._writing.acquire(timeout=_PATIENCE):
             try:
                 while self._texts:
                     self._console.print(Text(self._texts.popleft()))
                 then()
+            except OSError as error:
+                self._texts.clear()
+                self._console.quiet = error.errno in (None, errno.EPIPE, errno.EIO)
             finally:
                 self._writing.release()
 
@@ -194,7 +210,7 @@ def progress_line(snapshot: Snapshot) -> str:
     if len(snapshot.replicas) > MANY or len(snapshot.running) > _ROWS:
         return _summary(snapshot)
     parts = [f"replica {state.index + 1} {_task(state)}{_cells(state, ', {} cells')}" for state in snapshot.replicas]
-    running = [f"{_what(job)} {_epoch(job)}".strip() for job in snapshot.running]
+    running = [f"{job_text(job.kind, job.cells)} {_epoch(job)}".strip() for job in snapshot.running]
     return "; ".join(parts) + (f"; running: {', '.join(running)}" if running else "")
 
 
@@ -232,7 +248,8 @@ def render(name: str, snapshot: Snapshot, elapsed: float) -> RenderableType:
         jobs = grid("running", "where", "epoch", "validation", "worker")
         for job in snapshot.running[:_ROWS]:
             accuracy = "" if job.accuracy is None else percent(job.accuracy)
-            jobs.add_row(_what(job), place(job.replica, job.task), _epoch(job), accuracy, job.worker or "waiting")
+            what, where = job_text(job.kind, job.cells), place(job.replica, job.task)
+            jobs.add_row(what, where, _epoch(job), accuracy, job.worker or "waiting")
         parts += [Text(), jobs, *_more(len(snapshot.running), "jobs")]
     return Group(*parts)
 
@@ -263,10 +280,6 @@ def _ended(diverged: int, dropped: int) -> str:
     counts = ((diverged, "diverged"), (dropped, "dropped"))
     words = ", ".join(f"{count:,} {word}" for count, word in counts if count)
     return f" ({words})" if words else ""
-
-
-def _what(job: RunningJob) -> str:
-    return {"commit": "commit", "measure": "measurement"}.get(job.kind) or members(job.cells)
 
 
 def _epoch(job: RunningJob) -> str:

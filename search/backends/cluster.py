@@ -7,6 +7,7 @@ import secrets
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ _PATIENCE = "3"
 
 _OBJECTS = 128 * 2**20
 """Bytes of Ray's object store: jobs and records are JSON of some kilobytes."""
+
+_DYING = 0.5
+"""Seconds that a process which is killed may take to be gone."""
 
 _PREFIX = "clnp-ray-"
 
@@ -178,9 +182,13 @@ class Cluster:
 
         A cluster that runs ends this driver's workers by itself once the driver is gone.
         """
-        for process in self._processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        found = dict[int, psutil.Process]()
+        # Stopped first: none starts another meanwhile, which would be nobody's child once it is gone.
+        while new := [process for process in self._processes() if process.pid not in found]:
+            found |= {process.pid: process for process in new}
+            _each(new, psutil.Process.suspend)
+        _each(found.values(), psutil.Process.kill)
+        psutil.wait_procs(list(found.values()), timeout=_DYING)  # until then they write into the folder
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _processes(self) -> list[psutil.Process]:
@@ -191,6 +199,12 @@ class Cluster:
                 if any(self.folder in part for part in child.cmdline()):
                     found += [child, *child.children(recursive=True)]
         return found
+
+
+def _each(processes: Iterable[psutil.Process], do: Callable[[psutil.Process], None]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            do(process)
 
 
 def _sweep(parent: str) -> None:

@@ -29,6 +29,8 @@ __all__ = ["serve", "serving"]
 
 _POLL = 0.1
 
+_LAST_PORT = 65535
+
 _PATIENCE = 60.0
 """Seconds after which a client that sends or takes nothing is left."""
 
@@ -166,14 +168,14 @@ def _server(host: str, port: int) -> _Server:
     Raises:
         BadInput: The address cannot be had.
     """
+    if not 0 <= port <= _LAST_PORT:
+        raise BadInput(f"--port {port}: give a number from 0 to {_LAST_PORT}")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         kind = _Server6 if family == socket.AF_INET6 else _Server
         return kind((host, port), _Handler)
     except (socket.gaierror, UnicodeError):
         raise BadInput(f"--host {host}: no such host is known; give an address of this machine") from None
-    except OverflowError:
-        raise BadInput(f"--port {port}: give a number from 0 to 65535") from None
     except OSError as error:
         raise BadInput(_unusable(host, port, error)) from None
 

@@ -12,7 +12,7 @@ from search.figures.style import plain
 from search.records import Cell, CellRecord, CommitRecord, Score
 from search.reports.common import Known, read_run
 from search.store import open_store
-from search.text import MANY, number, plural, theta
+from search.text import MANY, number, plural, theta, up_to
 
 __all__ = [
     "Trials",
@@ -177,7 +177,7 @@ def task_trials(known: Known, replica: int, task: int) -> Trials:
     name, count = known.row.name, known.experiment.tasks.count
     check_replica(known, replica)
     if not 1 <= task <= count:
-        raise BadInput(f"task {task}: run {name!r} has tasks 1 to {count}")
+        raise BadInput(f"task {task}: run {name!r} has {up_to(count, 'task')}")
     opening, records = known.opening(replica - 1, task - 1), known.cells(replica - 1, task - 1)
     commit = known.history.commits.get((replica - 1, task - 1))
     if opening is None and not records and commit is None:
@@ -210,7 +210,7 @@ def check_replica(known: Known, replica: int) -> None:
         BadInput: There is none.
     """
     if not 1 <= replica <= len(known.replicas):
-        raise BadInput(f"replica {replica}: run {known.row.name!r} has replicas 1 to {len(known.replicas)}")
+        raise BadInput(f"replica {replica}: run {known.row.name!r} has {up_to(len(known.replicas), 'replica')}")
 
 
 def _points(

@@ -4,7 +4,7 @@ from search.experiment import Experiment
 from search.figures.common import alpha_text, grown, now, tasks_done, theta_text, tuned_text
 from search.records import CommitRecord
 from search.reports.common import Known
-from search.text import clock, number, percent, plural
+from search.text import clock, number, percent, plural, points_text
 
 __all__ = ["commit_table", "facts", "headline"]
 
@@ -72,6 +72,11 @@ def _training(experiment: Experiment) -> str:
         said.append("the epoch of best validation accuracy is kept")
         if training.patience is not None:
             said.append(f"ended after {plural(training.patience, 'epoch')} without a better one")
+    if training.halving:
+        epochs = " and ".join(map(str, training.halving))
+        said.append(f"halving after epoch {epochs} (more than {points_text(training.halving_margin or 0)} behind)")
+    if training.precision != "float32":
+        said.append(f"{training.precision} products")
     return ", ".join(filter(None, said))
 
 

@@ -76,6 +76,7 @@ def follow(client: Client, name: str, write: Callable[[str], None], *, begin: in
     Raises:
         Missing: The job is there no longer.
         Unavailable: The head stayed away; the job may go on.
+        BrokenPipeError: Raised by ``write``.
     """
     tail = _Tail(client, name, begin)
     lines = _Lines(name)
@@ -88,6 +89,8 @@ def follow(client: Client, name: str, write: Callable[[str], None], *, begin: in
                 write(lines.take("", end=True))
                 return job
             lost, pause = None, _PAUSE
+        except BrokenPipeError:
+            raise  # of ``write``: who reads it is gone, and no head is waited for
         except (aiohttp.ClientError, RuntimeError, OSError, Unavailable) as error:
             lost = lost or time.monotonic()
             if time.monotonic() - lost > _PATIENCE:

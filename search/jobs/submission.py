@@ -89,7 +89,7 @@ def pack(asked: Submission) -> Package:
             beside the experiment.
     """
     experiment = read_experiment(asked.experiment, asked.sets)
-    name = check_job_name(asked.name or experiment.name)
+    name = check_job_name(experiment.name if asked.name is None else asked.name)
     if (asked.origin is None) != (asked.task is None):
         raise BadInput("--from NAME and --task T go together: a fork begins with the first T tasks of run NAME")
     if asked.storage is not None:

@@ -8,6 +8,7 @@ from search.decisions import free_units
 from search.errors import BadInput
 from search.experiment import Experiment
 from search.records import Cell, CellRecord, CommitRecord, Opening, Provenance, Score
+from search.text import up_to
 
 if TYPE_CHECKING:
     # Not loaded for its types alone: `experiments` needs no database.
@@ -96,13 +97,13 @@ def find_commit(known: Known, task: int | None, replica: int) -> CommitRecord:
     """
     name, count = known.row.name, known.experiment.replicas
     if not 1 <= replica <= count:
-        raise BadInput(f"--replica {replica}: run {name!r} has replicas 1 to {count}")
+        raise BadInput(f"--replica {replica}: run {name!r} has {up_to(count, 'replica')}")
     if task is not None and not 1 <= task <= known.experiment.tasks.count:
-        raise BadInput(f"--task {task}: run {name!r} has tasks 1 to {known.experiment.tasks.count}")
+        raise BadInput(f"--task {task}: run {name!r} has {up_to(known.experiment.tasks.count, 'task')}")
     commits = known.commits(replica - 1)
     if not commits or (task or 1) > len(commits):
         wanted = f"task {task}" if task else "no task"
-        so_far = f"; tasks 1 to {len(commits)} are" if commits else ""
+        so_far = f"; {up_to(len(commits), 'task', verb=True)}" if commits else ""
         verb = "is not committed yet" if task else "is committed yet"
         raise BadInput(f"run {name!r}, replica {replica}: {wanted} {verb}{so_far}; status {name} says how far it is")
     return commits[task - 1 if task else -1]

@@ -125,7 +125,8 @@ def _training(asked: Mapping[str, Any]) -> str:
         if asked["halving"]
         else ""
     )
-    return f"{stopping}{halving}" + (f", norm α {number(asked['norm_alpha'])}" if asked["norm_alpha"] else "")
+    products = "" if asked["precision"] == "float32" else f", {asked['precision']} products"
+    return f"{stopping}{halving}{products}" + (f", norm α {number(asked['norm_alpha'])}" if asked["norm_alpha"] else "")
 
 
 def _rule(report: Mapping[str, Any]) -> str:

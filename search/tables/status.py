@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from search.tables.common import fit, forked, grid, indent, title, unit_cells, unit_columns
-from search.text import accuracies, clock, duration, members, percent, plural
+from search.text import accuracies, clock, duration, percent, plural
+from search.text import job as job_text
 
 __all__ = ["run_block", "status"]
 
@@ -92,9 +93,9 @@ def _lasts(found: Mapping[str, Any]) -> str:
 def _jobs(run: Mapping[str, Any]) -> Table:
     table = grid("job", ">replica", ">task", "worker", ">epoch", ">validation", "since")
     for job in run["running"][:_JOBS]:
-        what = "commit" if job["kind"] == "commit" else members(job["cells"])
         accuracy = "" if job["accuracy"] is None else percent(job["accuracy"])
         place = (str(job["replica"]), str(job["task"]))
+        what = job_text(job["kind"], job["cells"])
         table.add_row(what, *place, job["worker"] or "–", str(job["epoch"]), accuracy, clock(job["started"]))
     return table
 

@@ -87,7 +87,7 @@ def test_one_flipped_bit_of_a_commit_is_found_and_named(store):
         line.startswith("replica 1, task 2, the tensors of the commit") and str(path) in line
         for line in report["problems"]
     )
-    assert "replica 1: tasks 1 to 1 are whole; from task 2 on it cannot be put together" in report["problems"]
+    assert "replica 1: task 1 is whole; from task 2 on it cannot be put together" in report["problems"]
     assert (report["commits"], report["fingerprints"]) == (1, 1)
     assert report["verdict"].startswith("2 problems")
 
@@ -119,7 +119,7 @@ def test_what_can_be_recovered_depends_on_what_the_file_is(store, tmp_path):
     assert of_cell.startswith(f"replica 1, task 3, the tensors of cell {commit.winner.index}: {paths[1]} is missing")
     assert "The commit and all later tasks are whole without it; only this trial's unpruned network is lost" in of_cell
     assert of_commit.startswith(f"replica 1, task 3, the tensors of the commit: {paths[0]} is missing. Put back a copy")
-    assert "Tasks 1 to 2 of this replica are whole without it, task 3 and all later ones need it" in of_commit
+    assert "In this replica tasks 1 to 2 are whole without it, task 3 and all later ones need it" in of_commit
     assert "--name NEW" in of_commit
     with sqlite3.connect(store.database.path) as connection:
         connection.execute("DELETE FROM clnp_commits WHERE task = 2")

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import yaml
@@ -114,6 +115,25 @@ def test_plan_starts_and_writes_nothing(tmp_path, monkeypatch, capsys):
     assert "no database yet" in capsys.readouterr().out
 
 
+def test_plan_finds_the_database_by_the_url_that_status_prints(finished, storage, tmp_path, capsys):
+    """What a URL cannot hold as it is stands in it with a %."""
+    folder = tmp_path / "a@b 100%"
+    folder.mkdir()
+    shutil.copy(storage.removeprefix("sqlite:///"), folder / "small.db")
+    url = f"sqlite:///{quote(str(folder / 'small.db'))}"
+    assert main(["status", "--storage", url]) == 0
+    assert "1 finished" in capsys.readouterr().out
+    assert main(["plan", str(finished[0] / "experiment.yaml"), "--storage", url, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["held"]["state"] == "finished"
+
+
+def test_plan_refuses_a_database_that_run_would_refuse(tmp_path, capsys):
+    file, storage = write(tmp_path), f"sqlite:///{tmp_path / 'nowhere' / 'small.db'}"
+    for command in (["plan", file], ["run", file, "--backend", "inline"]):
+        assert main([*command, "--storage", storage]) == 2
+        assert f"the folder {tmp_path / 'nowhere'} does not exist; make it" in capsys.readouterr().err
+
+
 def test_plan_resolved_is_an_experiment_file_again(tmp_path, capsys):
     assert main(["plan", write(tmp_path), "--resolved"]) == 0
     first = capsys.readouterr().out
@@ -170,6 +190,49 @@ def damaged_copy(finished, folder: Path) -> tuple[str, str]:
     data[-3] ^= 4
     path.write_bytes(data)
     return storage, commit
+
+
+def test_a_network_that_is_full_ends_with_the_table_of_what_it_learnt(tmp_path, capsys):
+    full = {"model": {"hidden": [8, 4]}, "tasks": {"count": 9}, "replicas": 1, "rule": {"margin": 0.1}}
+    run = ["run", write(tmp_path, **full), "--backend", "inline", "--storage", f"sqlite:///{tmp_path / 'full.db'}"]
+    assert main(run) == 5
+    first = capsys.readouterr()
+    assert "commits of 9, 0 of " in first.out.splitlines()[-1]
+    assert "replica stopped: no free unit left in hidden2: all 4 are owned" in first.err
+    assert "run stopped: 1 of 1 replica cannot go on" in first.err
+    assert first.err.count("--name") == 2, "what could be done, with its two --name, is said once"
+    assert main(run) == 5
+    assert capsys.readouterr().out == first.out
+    assert main([*run, "--format", "json"]) == 5
+    assert json.loads(capsys.readouterr().out)["state"] == "stopped"
+
+
+@pytest.mark.parametrize("gone", ["stdout", "stderr"])
+def test_who_reads_no_table_is_told_the_exit_code_still(tmp_path, gone):
+    """Buffered, as Python has it where nothing else is said, what is written fails when it ends."""
+    full = {"model": {"hidden": [8, 4]}, "tasks": {"count": 9}, "replicas": 1, "rule": {"margin": 0.1}}
+    run = ["run", write(tmp_path, **full), "--backend", "inline", "--storage", f"sqlite:///{tmp_path / 'full.db'}"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    there, here = os.pipe()
+    os.close(there)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {gone: here}
+    ended = subprocess.run(
+        [sys.executable, "-m", "search", *run], env=environment, cwd=ROOT, text=True, check=False, **streams
+    )
+    os.close(here)
+    assert ended.returncode == 5
+    said = ended.stdout if gone == "stderr" else ended.stderr
+    assert ("commits of 9" if gone == "stderr" else "no free unit left in hidden2") in said
+    assert "Traceback" not in said
+    assert "Exception" not in said
+
+
+def test_a_run_that_learnt_nothing_has_no_table(tmp_path, capsys):
+    file = write(tmp_path, grid={"alpha": [10.0], "learning_rate": [0.01]}, replicas=1)
+    assert main(["run", file, "--backend", "inline", "--storage", f"sqlite:///{tmp_path / 'none.db'}"]) == 5
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "no more than always naming the most frequent class" in said.err
 
 
 def test_tasks_and_replicas_may_grow(finished, tmp_path, capsys):
@@ -383,7 +446,7 @@ BAD_COMMANDS = {
     "no storage file": (["status", "--storage-file", "nowhere"], "--storage-file nowhere: No such file"),
     "empty storage file": (["status", "--storage-file", os.devnull], "its first line is empty"),
     "artifacts in a file": (["run", "quickstart", "--artifacts", "experiment.yaml"], "this is a file; give a folder"),
-    "no such GPU": (["run", "quickstart", "--set", "worker.gpu=1"], "a worker needs 1 cores and 1 GPUs"),
+    "no such GPU": (["run", "quickstart", "--set", "worker.gpu=1"], "a worker needs 1 core and 1 GPU; found: "),
     "margin": (["replay", "small", "--margin", "x"], "there is no database at"),
 }
 
@@ -437,6 +500,22 @@ def test_an_unknown_run(storage, capsys, arguments):
     assert "no run is called 'other'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_an_empty_name_is_not_the_experiments(command, tmp_path, monkeypatch, capsys):
+    """An unset variable of a script would else continue the run that has it."""
+    monkeypatch.chdir(tmp_path)
+    assert main([command, write(tmp_path), "--name", ""]) == 2
+    assert "'' cannot name a run" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["experiment.yaml"]
+
+
+def test_an_experiment_after_set_is_told_where_it_belongs(tmp_path, capsys):
+    """``--set`` takes all that follows it."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["plan", "--set", "training.epochs=1", write(tmp_path)])
+    assert "experiment.yaml: give path.to.key=value, and EXPERIMENT before --set" in capsys.readouterr().err
+
+
 def test_a_report_to_an_empty_name_is_refused(tmp_path, monkeypatch, capsys):
     """An unset variable of a script would else fill the current folder."""
     monkeypatch.chdir(tmp_path)
@@ -464,7 +543,7 @@ def test_what_a_run_starts_does_not_inherit_the_password(finished, monkeypatch, 
 def test_a_password_is_never_printed(monkeypatch, capsys):
     """Passwords in URLs are never printed."""
     monkeypatch.setenv("CLNP_SEARCH_STORAGE", "postgresql+psycopg://user:s3cret@127.0.0.1:1/none")
-    monkeypatch.setattr("search.cli._SHORT", 0.1)
+    monkeypatch.setattr("search.whereabouts._SHORT", 0.1)
     assert main(["status"]) == 1
     out, err = capsys.readouterr()
     assert "s3cret" not in out + err

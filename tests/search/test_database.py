@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import event, insert, make_url, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
-import search.cli
+import search.whereabouts
 from search.cli import main
 from search.database import Database
 from search.errors import BadInput, Unavailable
@@ -29,6 +29,8 @@ from search.store import open_store
     ("url", "words"),
     [
         ("nonsense", ["'***' is not a database URL", "sqlite:///FILE", "postgresql+psycopg://"]),
+        ("", ["the database URL is empty", "sqlite:///FILE"]),
+        ("runs/mine.db", ["runs/mine.db is a file, not a database URL; give sqlite:///runs/mine.db"]),
         ("postgresql://host:port/db", ["is not a database URL"]),
         ("oracle://u:hush@h/db", ["unknown driver 'oracle'", "supported are"]),
         ("postgresql+psycopg2://u:hush@h/db", ["unknown driver 'postgresql+psycopg2'", "postgresql+psycopg://"]),
@@ -158,8 +160,8 @@ def test_a_server_that_stays_away_ends_a_command_with_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("search.cli._SHORT", 0.1)
-    monkeypatch.setitem(search.cli._PATIENCE, "run", 0.1)
+    monkeypatch.setattr("search.whereabouts._SHORT", 0.1)
+    monkeypatch.setitem(search.whereabouts._PATIENCE, "run", 0.1)
     for command in (["run", "quickstart", "--backend", "inline"], ["status"]):
         assert main([*command, "--storage", "postgresql://u:hush@127.0.0.1:1/db"]) == 1
         out, err = capsys.readouterr()

@@ -347,7 +347,8 @@ def until(what: Callable[[], Any]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.usefixtures("hung_up")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_gives_back_what_runs(start: Callable[..., Child], number: signal.Signals, code: int) -> None:
     child = start("--backend", "inline", **ENDLESS)
     child.wait_for("task opened")
@@ -374,6 +375,21 @@ def test_a_second_signal_leaves_at_once(start: Callable[..., Child]) -> None:
     assert seconds < 5
 
 
+def test_a_signal_is_answered_though_nobody_reads_what_it_says(start: Callable[..., Child]) -> None:
+    """A Ctrl-C ends what the output is piped into too."""
+    child = start("--backend", "inline", **ENDLESS)
+    child.wait_for("task opened")
+    store = child.store()
+    for stream in (child.process.stdout, child.process.stderr):
+        assert stream is not None
+        stream.close()
+    child.process.send_signal(signal.SIGINT)
+    assert child.process.wait(timeout=60) == 130
+    assert store.attempts("small")[-1].outcome == "interrupted"
+    assert store.holder("small") is None
+    store.close()
+
+
 def test_a_lost_lease_ends_the_driver(start: Callable[..., Child]) -> None:
     """Promise 6: every write checks the lease, and who lost it writes no more."""
     child = start("--backend", "inline", **ENDLESS)
@@ -386,6 +402,18 @@ def test_a_lost_lease_ends_the_driver(start: Callable[..., Child]) -> None:
     assert seconds < 20
     assert "taken over" in said
     store.close()
+
+
+def test_a_second_signal_ends_ray_too(start: Callable[..., Child]) -> None:
+    """Left alone, some of its processes go on for a minute."""
+    child = start(**ENDLESS)
+    child.wait_for("task opened")
+    until(lambda: len(psutil.Process(child.process.pid).children(recursive=True)) > 4)
+    family = psutil.Process(child.process.pid).children(recursive=True)
+    child.end(signal.SIGINT, signal.SIGTERM)
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert alive == []
+    assert list(Path(tempfile.gettempdir()).glob(f"clnp-ray-{child.process.pid}-*")) == []
 
 
 @pytest.mark.parametrize("moment", ["while Ray starts", "while workers train"])

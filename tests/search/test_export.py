@@ -147,7 +147,7 @@ def test_a_task_that_is_not_committed_is_refused(
     connection.close()
     arguments = ["--to", str(tmp_path / "x.onnx"), "--storage", f"sqlite:///{database}"]
     assert main(["export", "small", "--task", "2", *arguments]) == 2
-    assert "task 2 is not committed yet; tasks 1 to 1 are" in capsys.readouterr().err
+    assert "task 2 is not committed yet; task 1 is" in capsys.readouterr().err
 
 
 def test_nothing_is_written_of_what_is_damaged(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -482,7 +482,7 @@ def test_a_task_whose_tensors_are_gone_cannot_be_forked(store: Store, how: str) 
     said = refusal(store, kind=Damage)
     assert said.startswith("run base cannot be forked after task 2: replica 2, task 2, the tensors of the commit: ")
     assert f"{path} {how}" in said
-    assert said.endswith("Task 1 is whole: --task 1 forks there")
+    assert said.endswith("Before that, task 1 is whole: --task 1 forks there")
     with pytest.raises(Damage) as caught:
         planned(store)
     assert str(caught.value) == said

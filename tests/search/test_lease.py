@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from sqlalchemy import delete, update
 
@@ -494,6 +495,28 @@ def test_a_process_is_known_by_its_start(child: Callable[..., subprocess.Popen[s
     os.kill(seen.pid, signal.SIGKILL)
     time.sleep(0.2)
     assert seen.standing() == "dead"
+
+
+@pytest.mark.parametrize("raised", [psutil.NoSuchProcess, psutil.AccessDenied])
+def test_a_process_that_is_hidden_is_not_held_to_be_dead(raised: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's, where /proc is mounted with ``hidepid=2`` or ``hidepid=1``: its lease would be taken."""
+    here, see, ask = this_process(), psutil.Process, os.kill
+    theirs = replace(here, pid=2**22 - 1)
+
+    def look(pid: int) -> psutil.Process:
+        if pid == theirs.pid:
+            raise raised(pid)
+        return see(pid)
+
+    def kill(pid: int, number: int) -> None:
+        if pid == theirs.pid:
+            assert number == 0
+            raise PermissionError
+        ask(pid, number)
+
+    monkeypatch.setattr("search.lease.psutil.Process", look)
+    monkeypatch.setattr("search.lease.os.kill", kill)
+    assert theirs.standing() == "unknown"
 
 
 def test_cannot_be_pickled(store: Store, make: Any) -> None:

@@ -49,8 +49,9 @@ def test_a_pool_fits_its_machines(nodes: list[Node], asked: dict[str, Any], expe
 @pytest.mark.parametrize(
     ("nodes", "asked", "match"),
     [
-        ([Node(2, 0)], {"cpu": 4}, "4 cores and 0 GPUs, but there is 2 cores"),
-        ([Node(2, 0)], {"gpu": 1}, "1 GPUs"),
+        ([Node(2, 0)], {"cpu": 4}, "4 cores and 0 GPUs; found: 2 cores and 0 GPUs; change worker.cpu or .gpu"),
+        ([Node(2, 0)], {"gpu": 1}, "needs 1 core and 1 GPU; found: 2 cores"),
+        ([Node(1, 1)], {"gpu": 1, "cpu": 2}, "2 cores and 1 GPU; found: 1 core and 1 GPU;"),
         ([Node(8, 2)], {"workers": 3}, "enough for 2"),
         ([], {}, "no machine"),
         ([Node(2, 0, "a", "1")], {"workers": 2, "cpu": 4}, "4 cores and 0 GPUs"),  # a cluster has what it has

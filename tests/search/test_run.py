@@ -305,23 +305,24 @@ def test_what_is_impossible_stops_one_replica_and_the_others_go_on(book: MemoryB
     failing = next_job(run)
     assert failing.replica == 0
     beside = [next_job(run) for _ in range(3)]
-    run.take(failing.id, JobResult(failure=Failure("impossible", "it cannot be done")))
+    run.take(failing.id, JobResult(failure=Failure("impossible", "it cannot be done. Try another")))
     assert run.stopped is None
     assert book.jobs[failing.id].state == "given back"
-    assert [state.stopped for state in run.snapshot().replicas] == ["replica 1, task 1: it cannot be done", None]
+    why = "replica 1, task 1: it cannot be done. Try another"
+    assert [state.stopped for state in run.snapshot().replicas] == [why, None]
     for job in beside:
         run.take(job.id, result(world, job))
     assert sum(len(cells) for place, cells in book.cells.items() if place[0] == 0) > 0, "what ran is taken in"
     finish(run, world)
     assert isinstance(run.stopped, Impossible)
-    assert str(run.stopped) == "replica 1, task 1: it cannot be done"
+    assert str(run.stopped) == why
     assert run.over
     assert not run.finished
     assert sorted(book.commits) == [(1, 0), (1, 1)]
     ends = [(event.kind, event.text, event.replica, event.task) for event in events if "stopped" in event.kind]
     assert ends == [
         ("replica stopped", "it cannot be done", 0, 0),
-        ("run stopped", "replica 1, task 1: it cannot be done", None, None),
+        ("run stopped", "1 of 2 replicas cannot go on", None, None),
     ]
 
 

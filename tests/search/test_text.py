@@ -2,7 +2,7 @@
 
 import pytest
 
-from search.text import duration, members, number, percent, plural, size, theta, times
+from search.text import duration, first_sentence, members, number, percent, plural, size, theta, times
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,12 @@ from search.text import duration, members, number, percent, plural, size, theta,
 def test_a_number_is_short_and_the_same_number(value, text):
     assert number(value) == text
     assert float(text) == value
+
+
+def test_the_first_sentence_is_what_happened():
+    assert first_sentence("4.5 of 6 is full. Do this. Or that") == "4.5 of 6 is full"
+    assert first_sentence("it is full.\nit is empty. Look") == "it is full"
+    assert first_sentence("") == ""
 
 
 def test_digits_are_rounded():

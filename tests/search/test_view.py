@@ -290,6 +290,33 @@ def test_what_was_told_is_printed_in_order_also_after_the_end():
     assert told == [*(f"note {number}" for number in range(200)), "the end"]
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_reader_that_goes_away_ends_nothing(monkeypatch, capfd, terminal):
+    """As ``| head`` and ``| tee`` do; the report on stdout is another matter."""
+
+    class Gone(io.StringIO):
+        left = 1
+
+        def isatty(self):
+            return terminal
+
+        def write(self, text):
+            self.left -= 1
+            if self.left < 0:
+                raise BrokenPipeError
+            return len(text)
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with open_view(Gone()) as view:
+        view.watch("quickstart", lambda: SNAPSHOT)
+        for number in range(5):
+            view.note(f"note {number}")
+            time.sleep(0.1)
+    view.note("the end")
+    os.write(1, b"the report")
+    assert capfd.readouterr() == ("the report", "")
+
+
 class Stopped(io.StringIO):
     """A terminal that was stopped with Ctrl-S."""
 

@@ -798,7 +798,7 @@ def test_what_says_that_memory_is_wanting(text: str, expected: bool) -> None:
 
 @pytest.mark.slow
 def test_a_single_cell_that_finds_no_memory_is_lost_for_that_reason(tmp_path: Path) -> None:
-    found = limited(tmp_path, 130)
+    found = limited(tmp_path, 100)
     assert re.match(r"replica 1, task 1: cell 0 .* was lost once .* because: out of memory on ", found["stopped"])
     assert [cells for cells, _ in found["losses"]] == [[0]]
     assert [cells for cells, _ in found["splits"]] == [list(range(8)), [0, 1, 2, 3], [0, 1]]

@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 
+from search.backends.cluster import prepare
 from search.building import build_sequence
 from search.experiment import Experiment
 from search.memory import MemoryBook
 from search.run import Run
 from search.worker import WorkerSettings
+
+# Ray reads it when it is imported, once for all tests of a process, whichever imports it first.
+prepare(own=False)
 
 
 @pytest.fixture

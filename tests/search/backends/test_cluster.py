@@ -341,7 +341,8 @@ def test_a_plan_says_what_a_cluster_offers(quiet: Hosted, tmp_path: Path) -> Non
     ended = command(quiet, tmp_path, *words)
     assert (ended.returncode, ended.stderr) == (0, "")
     report = json.loads(ended.stdout)
-    assert report["workers"] == {"count": 4, "device": "cuda", "threads": 1, "gpu": 0.4, "cells": None}
+    workers = {"count": 4, "device": "cuda", "threads": 1, "gpu": 0.4, "cells": None}
+    assert report["workers"] == {**workers, "measures": True, "pace": None}
     nodes = sorted(report["offer"]["nodes"], key=lambda node: node["cores"])
     found = [[node[key] for key in ("cores", "gpus", "slots", "idle_cores", "idle_gpus")] for node in nodes]
     assert found == [[0, 0, 0, 0, 0], [4, 2, 4, 0, 0.4]]

@@ -175,6 +175,7 @@ def test_requests_are_answered_at_the_same_time(learnt: Store, fetch: Any, monke
     ("arguments", "words"),
     [
         (["--host", "no.such.host.invalid"], "--host no.such.host.invalid: no such host is known"),
+        (["--port", "-1"], "--port -1: give a number from 0 to 65535"),
         (["--port", "70000"], "--port 70000: give a number from 0 to 65535"),
         (["--host", "192.0.2.1"], "this machine has no such address"),
         (["nosuch"], "no run is called 'nosuch'"),

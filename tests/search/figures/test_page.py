@@ -147,11 +147,13 @@ def test_the_threshold_is_that_of_the_units_beside_it(made_up: Known) -> None:
 def test_training_says_all_that_was_asked_for(simulate: Callable[..., Known]) -> None:
     asked = {"epochs": 4, "optimizer": "sgd", "momentum": 0.9, "early_stopping": True, "patience": 3}
     known = simulate(stop_after=1, training=asked)
-    training = known.experiment.training.model_copy(update={"norm_alpha": 1e-5})  # of networks that have BatchNorm
+    late = {"norm_alpha": 1e-5, "halving": (1, 2), "halving_margin": 5.0, "precision": "bf16"}
+    training = known.experiment.training.model_copy(update=late)  # α is of networks that have BatchNorm
     experiment = known.experiment.model_copy(update={"training": training})
     assert facts(replace(known, experiment=experiment))["training"] == (
         "4 epochs of sgd, momentum 0.9, α of BatchNorm 1e-5, batches of 32, the epoch of best validation accuracy is "
-        "kept, ended after 3 epochs without a better one"
+        "kept, ended after 3 epochs without a better one, halving after epoch 1 and 2 (more than 5 points behind), "
+        "bf16 products"
     )
 
 

@@ -75,6 +75,19 @@ def test_a_head_that_stays_away_ends_the_looking_on(monkeypatch: pytest.MonkeyPa
         follow(client, "small", lambda _: None)
 
 
+def test_a_reader_that_goes_away_ends_the_looking_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``| head`` does: it is not the cluster's head that is away."""
+    monkeypatch.setattr(search.jobs.follow, "_PATIENCE", 0.0)
+    client: Any = Tailed(f"{BEGIN}one\n", [], 10)
+
+    def write(text: str) -> None:
+        if text:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        follow(client, "small", write)
+
+
 def test_a_head_that_vanishes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing comes, and no connection is lost."""
 

@@ -164,6 +164,7 @@ def test_credentials_of_a_bucket_are_refused_and_not_shown(place: str) -> None:
         (["--artifacts", "gs://bucket/prefix"], "only folders and s3:// are supported"),
         (["--artifacts", "s3://b/prefix"], "'b' cannot name a bucket"),
         (["--name", "no/name"], "cannot name a run"),
+        (["--name", ""], "'' cannot name a run"),
         (["--name", "02000000"], "reads like a job's number"),
         (["--from", "other"], "--from NAME and --task T go together"),
         (["--task", "1"], "--from NAME and --task T go together"),

@@ -254,6 +254,7 @@ def test_what_of_training_is_off_by_default_is_told(experiment):
     assert trials().endswith(" of 4 epochs each")
     assert trials(early_stopping=True).endswith(" of 4 epochs each, early stopping")
     assert trials(early_stopping=True, patience=3).endswith(" of 4 epochs each, early stopping (patience 3)")
+    assert trials(precision="bf16").endswith(" of 4 epochs each, bf16 products")
     report = plan(experiment(), "new", store=None)
     assert (report["theta_scale"], report["training"]["norm_alpha"]) == ("shared", 0.0)
     report["training"]["norm_alpha"] = 1e-4

@@ -92,7 +92,7 @@ def test_a_place_that_is_not_there_is_refused(store, experiment, simulate):
         ({"replica": 0}, "--replica 0: run 'made-up' has replicas 1 to 2"),
         ({"task": 4}, "--task 4: run 'made-up' has tasks 1 to 3"),
         ({"task": 0}, "--task 0: run 'made-up' has tasks 1 to 3"),
-        ({"task": 3}, "replica 1: task 3 is not committed yet; tasks 1 to 1 are; status made-up"),
+        ({"task": 3}, "replica 1: task 3 is not committed yet; task 1 is; status made-up"),
     ):
         with pytest.raises(BadInput, match=message):
             show(store, "made-up", **place)

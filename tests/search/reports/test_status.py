@@ -51,6 +51,17 @@ def test_a_run_that_is_driven_now_shows_its_cells_and_jobs(store, experiment, si
     assert all(1 <= job["replica"] <= 2 and job["task"] >= 1 for job in run["running"])
 
 
+def test_a_measurement_is_called_so(store, experiment):
+    """It trains no cell of the grid."""
+    run = experiment()
+    stream = io.StringIO()
+    with store.take(run.name, experiment_json=run.to_json(), data="d", versions={}) as writer:
+        writer.hand_out("measure", 0, 0, ())
+        print_table(TABLES["status"](status(store, run.name)), stream)
+    (line,) = [line for line in stream.getvalue().splitlines() if line.lstrip().startswith("measurement")]
+    assert line.split()[:3] == ["measurement", "1", "1"]
+
+
 def test_before_the_first_commit_all_units_are_free(store, experiment, simulate):
     simulate(experiment(), stop_after=1)
     (run,) = status(store, "made-up")["runs"]
