@@ -9,7 +9,11 @@ import pytest
 
 HERE = Path(__file__).parent
 GRID = SimpleNamespace(**runpy.run_path(str(HERE / "grid.py")))
-SMALL = {**GRID.DIGITS, "training": {"epochs": 3, "batch_size": 64}, "grid": {"alpha": [1e-4], "learning_rate": [0.01]}}
+SMALL = {
+    **GRID.DIGITS,
+    "training": {"epochs": 3, "batch_size": 64},
+    "grid": {"alpha": [[1e-4] * 3], "learning_rate": [0.01]},
+}
 
 
 def test_the_others_are_given_the_task_and_its_cells(tmp_path):
