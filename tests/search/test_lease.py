@@ -28,22 +28,33 @@ from search.store import Store, open_store
 ROOT = Path(__file__).parents[2]
 
 HOLD = """
-import socket, sys
+import os, signal, socket, sys, threading
+from search.database import Database
 from search.errors import LeaseLost
 from search.store import open_store
 url, artifacts, host, seconds = sys.argv[1:]
 if host:
     socket.gethostname = lambda: host
+lock, retry = threading.RLock(), Database.retry
+def retry_alone(*arguments, **settings):
+    with lock:
+        return retry(*arguments, **settings)
+Database.retry = retry_alone
 writer = open_store(url, artifacts, lease=float(seconds)).take("run", experiment_json={}, data="d", versions={})
 print("won", flush=True)
 for line in sys.stdin:
+    if line == "stop\\n":
+        with lock:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        continue
     try:
         writer.note(line)
         print("written", flush=True)
     except LeaseLost as error:
         print("lost:", error, flush=True)
 """
-"""Holds the lease of a run and writes a note for each line that it is given."""
+"""Holds the lease of a run and writes a note for each line that it is given. At "stop" it stops itself outside of any
+transaction, its lease's thread with it."""
 
 TAKE = """
 import os, signal, sys
@@ -62,31 +73,23 @@ sys.stdin.readline()
 """
 
 
-STOP = """
-import sys
-from search.errors import LeaseLost
-from search.store import open_store
-store = open_store(sys.argv[1], sys.argv[2], lease=5.0)
-writer = store.take("run", experiment_json={}, data="d", versions={})
-print("won", flush=True)
-sys.stdin.readline()
-try:
-    writer.note("late")
-except LeaseLost:
-    print("lost", flush=True)
-"""
-"""Renews for the first time half a second after it won: it can be stopped outside of any transaction."""
-
-
-def _say(process: subprocess.Popen[str]) -> None:
+def _say(process: subprocess.Popen[str], line: str = "go") -> None:
     assert process.stdin is not None
-    process.stdin.write("go\n")
+    process.stdin.write(f"{line}\n")
     process.stdin.flush()
 
 
 def _hear(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """A process stopped within a transaction would lock everybody else out of a SQLite file."""
+    _say(process, "stop")
+    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+        assert process.poll() is None
+        time.sleep(0.01)
 
 
 def _move(store: Store, **values: object) -> None:
@@ -143,10 +146,9 @@ def test_a_stopped_process_is_waited_for(
     make: Any,
 ) -> None:
     """It lives but renews nothing: exit 4 only while the lease is being renewed. Woken up it writes nothing."""
-    process = child(STOP, storage_url, str(tmp_path / "artifacts"))
-    assert _hear(process) == "won"
-    process.send_signal(signal.SIGSTOP)
     store = make_store(lease=5.0)
+    process = _hold(child, storage_url, tmp_path, seconds=5.0)
+    _stop(process)
     with pytest.raises(Held, match="which is running"):
         store.take("run", **make.take, wait=pytest.fail)
     time.sleep(1.8)
@@ -159,7 +161,7 @@ def test_a_stopped_process_is_waited_for(
         assert f"held by process {process.pid} on host" in told[0]
         process.send_signal(signal.SIGCONT)
         _say(process)
-        assert _hear(process) == "lost"
+        assert re.match(rf"lost: .*taken over by process {os.getpid()} on host", _hear(process))
         writer.note("in time")
     assert [(attempt.outcome, attempt.notes) for attempt in store.attempts("run")] == [
         ("died", ()),
@@ -344,8 +346,7 @@ def test_the_lease_of_a_driver_that_is_gone_is_taken_over(
     process = _hold(child, storage_url, tmp_path, place)
     _say(process)
     assert _hear(process) == "written"
-    time.sleep(0.2)  # stopped outside of any transaction
-    process.send_signal(signal.SIGSTOP)
+    _stop(process)
     told: list[str] = []
     began = time.monotonic()
     with store.take("run", **make.take, wait=told.append, take_over=True) as writer:
