@@ -13,8 +13,8 @@ from clnp.training import PREFIX_BYTES, SCORED, Member, Settings, train
 
 __all__ = ["Footprint", "cuda_peak", "measure"]
 
-Peak = Callable[[Callable[[], object]], int]
-"""Runs something, and says how many bytes were in use at most meanwhile."""
+Peak = Callable[[Callable[[], object], torch.device], int]
+"""Runs something, and says how many bytes of a device were in use at most meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +32,14 @@ class Footprint:
     kept: int
 
 
-def cuda_peak(work: Callable[[], object]) -> int:
-    """The most bytes that tensors of this process held on the CUDA device while ``work`` ran."""
-    torch.cuda.synchronize()
+def cuda_peak(work: Callable[[], object], device: torch.device) -> int:
+    """The most bytes that tensors of this process held on a CUDA device while ``work`` ran."""
+    torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.reset_peak_memory_stats(device)
     work()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)
 
 
 def measure(
@@ -73,7 +73,7 @@ def measure(
     once = replace(settings, epochs=1, halving=None)
 
     def run(members: int) -> int:
-        return peak(lambda: train(network, batch, scored, [member] * members, once, seed=seed))
+        return peak(lambda: train(network, batch, scored, [member] * members, once, seed=seed), network.device)
 
     run(1)  # what libraries load and keep with their first kernels counts for no member
     one, two = run(1), run(2)

@@ -361,7 +361,7 @@ def _drive(options: argparse.Namespace, store: "Store", experiment: "Experiment"
     try:
         with open_view(sys.stderr) as view:
             store.database.on_outage = view.note
-            code = run_experiment(
+            run_experiment(
                 store,
                 experiment,
                 name=name,
@@ -376,9 +376,7 @@ def _drive(options: argparse.Namespace, store: "Store", experiment: "Experiment"
     except Impossible:
         _print_committed(options, store, name)
         raise
-    if code == 0:
-        _print(options, final(store, name), "final")
-    return code
+    return _print(options, final(store, name), "final")
 
 
 def _print_committed(options: argparse.Namespace, store: "Store", name: str) -> None:

@@ -52,7 +52,7 @@ def run_experiment(
     take_over: bool = False,
     watch: Watch | None = None,
     view: View,
-) -> int:
+) -> None:
     """Run an experiment to its end, or continue the run of that name; a finished one is left as it is.
 
     The first SIGINT, SIGTERM or SIGHUP gives back the jobs that run, releases the lease, prints the command that
@@ -72,9 +72,6 @@ def run_experiment(
         take_over: Take the lease of a driver that is known to be gone without waiting for its end.
         watch: At this run, if it was begun before.
         view: Told what happens; entered, and in the end left, by who calls.
-
-    Returns:
-        0: every task is committed.
 
     Raises:
         BadInput: The name cannot be one, the data are missing, or the run of that name is another: nothing was started.
@@ -101,7 +98,6 @@ def run_experiment(
         _leave(attempt, "".join(traceback.format_exception(error)).rstrip(), 1)
     if error is not None:
         raise error
-    return 0
 
 
 def _leave(attempt: "_Attempt", text: str, code: int) -> NoReturn:

@@ -53,7 +53,7 @@ class Living(TorchDispatchMode):
         self.bytes -= size
 
 
-def cpu_peak(work: Callable[[], object]) -> int:
+def cpu_peak(work: Callable[[], object], _: torch.device | None = None) -> int:
     with Living() as living:
         work()
     return living.most
@@ -137,7 +137,7 @@ def test_a_larger_stack_takes_what_was_foretold_on_a_gpu(name: str) -> None:
     network, training, validation, member = case(name, 5000)
     network, settings = network.to("cuda"), Settings(2, 256)
     found = measure(network, training, validation, member, settings, seed=0)
-    taken = cuda_peak(lambda: train(network, training, validation, [member] * 9, settings, seed=0))
+    taken = cuda_peak(lambda: train(network, training, validation, [member] * 9, settings, seed=0), network.device)
     assert 0.8 * taken <= found.fixed + 9 * found.member <= 1.3 * taken
 
 
@@ -147,6 +147,6 @@ def test_flattened_samples_are_no_old_features() -> None:
     def kept(shape: tuple[int, ...]) -> int:
         splits = [Split(torch.zeros(count, *shape), torch.zeros(count, dtype=torch.int64)) for count in (9, 4)]
         opened = open_task(Network(mlp(shape, [6, 5], 3)), seed=0)
-        return measure(opened, *splits, Member((0.0,) * 3, 0.01), Settings(1, 4), seed=0, peak=lambda _: 0).kept
+        return measure(opened, *splits, Member((0.0,) * 3, 0.01), Settings(1, 4), seed=0, peak=lambda *_: 0).kept
 
     assert kept((1, 5, 8)) == kept((40,)) == (9 + 4) * (6 + 5) * 4

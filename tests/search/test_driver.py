@@ -86,17 +86,15 @@ def files(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def drive(files: Store, view: Noting) -> Callable[..., int]:
-    def call(chosen: Experiment | None = None, **options: Any) -> int:
-        return run_experiment(
-            files, chosen or experiment(), **{"name": "small", "backend": "inline", "view": view, **options}
-        )
+def drive(files: Store, view: Noting) -> Callable[..., None]:
+    def call(chosen: Experiment | None = None, **options: Any) -> None:
+        run_experiment(files, chosen or experiment(), **{"name": "small", "backend": "inline", "view": view, **options})
 
     return call
 
 
-def test_a_run_goes_to_its_end_and_is_left_alone_then(drive: Callable[..., int], files: Store, view: Noting) -> None:
-    assert drive() == 0
+def test_a_run_goes_to_its_end_and_is_left_alone_then(drive: Callable[..., None], files: Store, view: Noting) -> None:
+    drive()
     row = files.run("small")
     assert row is not None
     assert (row.state, row.reason) == ("finished", "")
@@ -118,13 +116,13 @@ def test_a_run_goes_to_its_end_and_is_left_alone_then(drive: Callable[..., int],
     assert [event.kind for event in view.events].count("task committed") == 2
     assert len(view.snapshots) == 1
 
-    assert drive() == 0
+    drive()
     assert len(files.attempts("small")) == 1
     assert any("finished" in note for note in view.notes)
 
 
 def test_a_stack_is_measured_once_a_run_and_written_down(
-    drive: Callable[..., int], files: Store, view: Noting, monkeypatch: pytest.MonkeyPatch
+    drive: Callable[..., None], files: Store, view: Noting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Promise 3: a driver that dies after it goes on by what is in the ledger."""
     monkeypatch.setattr(clnp.pace, "_SLOW", math.inf)  # however busy this machine is
@@ -145,7 +143,7 @@ def test_a_stack_is_measured_once_a_run_and_written_down(
     assert [event.kind for event in view.events][:1] == ["stack measured"]
     assert files.history("small").openings == {}
     measured = files.history("small").measured
-    assert drive(middle) == 0
+    drive(middle)
     with files.database.engine.connect() as connection:
         notes = [
             load(Measured, note)
@@ -161,23 +159,23 @@ def test_a_stack_is_measured_once_a_run_and_written_down(
 
 
 def test_a_run_goes_on_with_the_threads_that_it_began_with(
-    drive: Callable[..., int], files: Store, monkeypatch: pytest.MonkeyPatch
+    drive: Callable[..., None], files: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Promise 3: unless it is asked for others; and a plan says the same."""
     for chosen in (1, 2):
         monkeypatch.setattr(machine, "threads", lambda *_, chosen=chosen: chosen)
-        assert drive(experiment(tasks={"count": chosen})) == 0
+        drive(experiment(tasks={"count": chosen}))
     assert plan(experiment(tasks={"count": 3}), "small", store=files)["workers"]["threads"] == 1
     assert plan(experiment(), "other", store=files)["workers"]["threads"] == 2
-    assert drive(experiment(tasks={"count": 3}, worker={"cpu": 2})) == 0
+    drive(experiment(tasks={"count": 3}, worker={"cpu": 2}))
     assert [attempt.versions["threads"] for attempt in files.attempts("small")] == ["1", "1", "2"]
 
 
-def test_a_run_may_grow(drive: Callable[..., int], files: Store) -> None:
-    assert drive() == 0
+def test_a_run_may_grow(drive: Callable[..., None], files: Store) -> None:
+    drive()
     first = files.history("small").commits[0, 0]
     grown = experiment(tasks={"count": 3}, replicas=2, retries=7)
-    assert drive(grown) == 0
+    drive(grown)
     history = files.history("small")
     assert sorted(history.commits) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
     assert history.commits[0, 0] == first
@@ -186,9 +184,9 @@ def test_a_run_may_grow(drive: Callable[..., int], files: Store) -> None:
     assert Experiment.from_json(row.experiment) == grown
 
 
-def test_another_experiment_is_refused(drive: Callable[..., int], files: Store) -> None:
+def test_another_experiment_is_refused(drive: Callable[..., None], files: Store) -> None:
     """Promise 8: with the difference shown, and nothing started or changed."""
-    assert drive() == 0
+    drive()
     before = files.run("small"), files.attempts("small"), files.history("small")
     other = experiment(seed=4, tasks={"count": 1}, rule={"margin": 2.5})
     with pytest.raises(BadInput) as caught:
@@ -208,7 +206,7 @@ def test_another_experiment_is_refused(drive: Callable[..., int], files: Store) 
         ({"backend": "tune", "address": "ray://head:10001"}, "clnp-search submit"),
     ],
 )
-def test_bad_input_makes_no_run(drive: Callable[..., int], files: Store, options: dict[str, Any], match: str) -> None:
+def test_bad_input_makes_no_run(drive: Callable[..., None], files: Store, options: dict[str, Any], match: str) -> None:
     """Promise 8."""
     with pytest.raises(BadInput, match=match):
         drive(**options)
@@ -216,7 +214,7 @@ def test_bad_input_makes_no_run(drive: Callable[..., int], files: Store, options
     assert [run.name for run in files.runs()] == []
 
 
-def test_a_stop_is_written_down_and_the_same_command_tries_again(drive: Callable[..., int], files: Store) -> None:
+def test_a_stop_is_written_down_and_the_same_command_tries_again(drive: Callable[..., None], files: Store) -> None:
     collapsed = experiment(grid={"alpha": [10.0], "learning_rate": [0.01]})
     for attempts in (1, 2):
         with pytest.raises(Impossible, match=r"majority|α|alpha"):
@@ -231,11 +229,11 @@ def test_a_stop_is_written_down_and_the_same_command_tries_again(drive: Callable
 
 
 def test_other_versions_are_said_and_recorded(
-    drive: Callable[..., int], files: Store, view: Noting, monkeypatch: pytest.MonkeyPatch
+    drive: Callable[..., None], files: Store, view: Noting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert drive() == 0
+    drive()
     monkeypatch.setattr(search.driver, "describe", lambda *_: {"torch": "1.0"})
-    assert drive(experiment(replicas=2)) == 0
+    drive(experiment(replicas=2))
     last = files.attempts("small")[-1]
     assert last.versions["torch"] == "1.0"
     assert any("torch was" in note and "is 1.0" in note for note in last.notes)
@@ -243,7 +241,7 @@ def test_other_versions_are_said_and_recorded(
 
 
 def test_a_fork_that_was_interrupted_while_copying_trains_nothing(
-    drive: Callable[..., int], files: Store, monkeypatch: pytest.MonkeyPatch
+    drive: Callable[..., None], files: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search.driver, "copy_tasks", lambda *_, **__: False)
     drive()
@@ -254,7 +252,7 @@ def test_a_fork_that_was_interrupted_while_copying_trains_nothing(
     assert files.history("small").openings == {}
 
 
-def test_a_live_driver_keeps_others_out(drive: Callable[..., int], files: Store) -> None:
+def test_a_live_driver_keeps_others_out(drive: Callable[..., None], files: Store) -> None:
     chosen = experiment()
     with (
         files.take("small", experiment_json=chosen.to_json(), data="d" * 64, versions={}),
@@ -264,7 +262,7 @@ def test_a_live_driver_keeps_others_out(drive: Callable[..., int], files: Store)
     with pytest.raises(BadInput, match="data"):
         drive()
     files.delete("small")
-    assert drive() == 0
+    drive()
     row = files.run("small")
     assert row is not None
     with (

@@ -310,7 +310,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
     view = Quiet()
     path = tmp_path_factory.mktemp("shown") / "runs.db"
     with open_store(f"sqlite:///{path}") as store:
-        assert run_experiment(store, experiment(), name="tuned", backend="inline", view=view) == 0
+        run_experiment(store, experiment(), name="tuned", backend="inline", view=view)
     return path, view.events
 
 

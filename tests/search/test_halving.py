@@ -51,9 +51,9 @@ def experiment(**changes: Any) -> Experiment:
     return Experiment.model_validate({**PLAIN, **changes})
 
 
-def drive(store: Store, asked: Experiment, name: str) -> int:
+def drive(store: Store, asked: Experiment, name: str) -> None:
     with open(os.devnull, "w") as nowhere, open_view(nowhere) as view:
-        return run_experiment(store, asked, name=name, backend="inline", view=view)
+        run_experiment(store, asked, name=name, backend="inline", view=view)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a real run."""
     folder = tmp_path_factory.mktemp("halved")
     with open_store(f"sqlite:///{folder / 'store.db'}") as store:
-        assert drive(store, experiment(), "halved") == 0
+        drive(store, experiment(), "halved")
     return folder
 
 
@@ -169,7 +169,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_records(
             drive(store, experiment(), "halved")
         half = sum(len(cells) for cells in store.history("halved").cells.values())
         assert half == cut - 1
-        assert drive(store, experiment(), "halved") == 0
+        drive(store, experiment(), "halved")
         found = records(store)
     with open_store(f"sqlite:///{finished / 'store.db'}", create=False) as whole:
         assert found == records(whole)
@@ -290,7 +290,7 @@ def test_the_setting_is_part_of_what_makes_a_run_the_same() -> None:
 def test_a_fork_holds_what_was_dropped_and_its_margin(store: Store) -> None:
     """Under a rule of its own, with every cell trained to its end from then on."""
     asked = experiment(training={"epochs": 4}, rule={"margin": 20})
-    assert drive(store, with_origin(store, asked, "new", "halved", 1), "new") == 0
+    drive(store, with_origin(store, asked, "new", "halved", 1), "new")
     old, new = records(store), records(store, "new")
     assert new["cells"][0, 0] == old["cells"][0, 0]
     assert new["trials"][0, 0] == old["trials"][0, 0]
@@ -352,7 +352,7 @@ def test_what_is_trained_again_is_dropped_by_nothing(tmp_path: Path) -> None:
     """Fine-tuning has its own epochs, fewer than halving waits for; and where it has a margin, that is the limit."""
     asked = experiment(fine_tuning={"epochs": 1, "margin": 5}, tasks={"count": 1})
     with open_store(f"sqlite:///{tmp_path / 'store.db'}") as store:
-        assert drive(store, asked, "halved") == 0
+        drive(store, asked, "halved")
         assert verify(store, "halved")["sound"]
         history = store.history("halved")
     why = next(record.dropped for record in history.cells[0, 0].values() if record.dropped)
@@ -368,7 +368,7 @@ def test_verify_knows_every_other_end(tmp_path: Path, patience: int | None) -> N
     training = {"epochs": 9, "halving": [2, 5], "halving_margin": 0, "early_stopping": True, "patience": patience}
     grid = {"alpha": [1e-3], "learning_rate": [0.0001, 0.02, 0.1, 0.05, 0.005, 1e30]}
     with open_store(f"sqlite:///{tmp_path / 'store.db'}") as store:
-        assert drive(store, experiment(training=training, grid=grid, tasks={"count": 1}), "halved") == 0
+        drive(store, experiment(training=training, grid=grid, tasks={"count": 1}), "halved")
         assert verify(store, "halved")["problems"] == []
         cells = store.history("halved").cells[0, 0]
     assert cells[5].diverged
@@ -397,7 +397,7 @@ def test_show_says_that_the_grid_was_not_complete(store: Store) -> None:
 
 def test_without_halving_nothing_of_it_is_said(tmp_path: Path) -> None:
     with open_store(f"sqlite:///{tmp_path / 'store.db'}") as store:
-        assert drive(store, experiment(training={"epochs": 1}, tasks={"count": 1}), "halved") == 0
+        drive(store, experiment(training={"epochs": 1}, tasks={"count": 1}), "halved")
         texts = [printed("show", show(store, "halved")), printed("status", status(store, "halved"))]
     assert not [text for text in texts if "dropped" in text or "halving" in text]
 

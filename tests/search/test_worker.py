@@ -817,7 +817,7 @@ def test_memory_is_measured_for_the_stacks_to_come(tmp_path: Path, monkeypatch: 
     """On a GPU; here in its place a gauge that counts what is trained."""
     trained: list[int] = []
 
-    def gauge(work: Any) -> int:
+    def gauge(work: Any, _: torch.device) -> int:
         work()
         return 1000 + 300 * trained[-1]
 
@@ -860,7 +860,7 @@ def test_memory_is_measured_for_the_stacks_to_come(tmp_path: Path, monkeypatch: 
 def test_where_two_members_find_no_memory_each_cell_trains_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_: Any) -> int:
+    def full(*_: Any) -> int:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(clnp.footprint, "cuda_peak", full)

@@ -65,7 +65,7 @@ def store(sqlite_url: str, location: str) -> Iterator[Store]:
 
 def run(store: Store, view: Noting, **changes: Any) -> Artifacts:
     experiment = Experiment.model_validate({**PLAIN, **changes})
-    assert run_experiment(store, experiment, name="small", backend="inline", view=view) == 0
+    run_experiment(store, experiment, name="small", backend="inline", view=view)
     row = store.run("small")
     assert row is not None
     return Artifacts(row.artifacts)
