@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clnp.seeding import generator
 from clnp.tasks.carving import carve, held_out
-from clnp.tasks.task import Sequence, Split, Task
+from clnp.tasks.task import Sequence, Split, Task, check_index
 from clnp.tasks.transform import Transform
 
 __all__ = ["Make", "from_function"]
@@ -58,16 +58,18 @@ class _Own:
 
     def task(self, index: int) -> Task:
         """One task. Its tensors are made when they are first asked for, and live as long as it does."""
-        return _OwnTask(self, self._known(index))
+        check_index(self, index)
+        return _OwnTask(self, index)
 
     def sha256(self, index: int) -> str:
+        check_index(self, index)
         # Of the training samples alone: the test split stays closed until the commit.
-        if self._known(index) not in self._hashes:
+        if index not in self._hashes:
             self._places(index, self.samples(index, test=False))
         return self._hashes[index]
 
     def transform(self, index: int) -> Transform:
-        self._known(index)
+        check_index(self, index)
         return Transform(None, 1.0, self.shape)
 
     def carved(self, index: int) -> tuple[Split, Split]:
@@ -111,11 +113,6 @@ class _Own:
         for numbers in (samples.y, validation):
             digest.update(numbers.numpy().astype("<i8", order="C", copy=False).data)
         return digest.hexdigest()
-
-    def _known(self, index: int) -> int:
-        if not 0 <= index < self.count:
-            raise IndexError(f"there is no task {index}: the sequence has {self.count}, and the first is 0")
-        return index
 
 
 class _OwnTask:

@@ -10,7 +10,7 @@ from clnp.seeding import generator
 from clnp.tasks.base import dataset_sha256, largest_value, read_samples
 from clnp.tasks.carving import carve, held_out
 from clnp.tasks.sizes import at_most, dataset_sizes
-from clnp.tasks.task import Sequence, Task
+from clnp.tasks.task import Sequence, Task, check_index
 from clnp.tasks.transform import Transform
 from clnp.tasks.whole import WholeTask
 
@@ -86,8 +86,7 @@ class _Permuted:
         return Transform(permutation if index else None, self._scale, self.shape)
 
     def _permutation(self, index: int) -> Tensor:
-        if not 0 <= index < self.count:
-            raise IndexError(f"there is no task {index}: the sequence has {self.count}, and the first is 0")
+        check_index(self, index)
         if index == 0:
             return torch.arange(self.shape[0], device="cpu")
         return torch.randperm(self.shape[0], generator=generator(self._seed, "permutation", index), device="cpu")

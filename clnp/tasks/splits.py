@@ -21,7 +21,7 @@ from clnp.tasks.sizes import (
     split_cifar_sizes,
     split_sizes,
 )
-from clnp.tasks.task import Sequence, Split, Task
+from clnp.tasks.task import Sequence, Split, Task, check_index
 from clnp.tasks.transform import Transform
 
 __all__ = ["split", "split_cifar"]
@@ -142,11 +142,13 @@ class _SplitUp:
 
     def task(self, index: int) -> Task:
         """One task. Its tensors are made when they are first asked for, and live as long as it does."""
-        part = self._parts[self._checked(index)]
+        check_index(self, index)
+        part = self._parts[index]
         return _SplitTask(partial(read_samples, part.dataset, self._data_dir), part, self._transform)
 
     def sha256(self, index: int) -> str:
-        if self._checked(index) not in self._hashes:
+        check_index(self, index)
+        if index not in self._hashes:
             part = self._parts[index]
             labels = " ".join(map(str, part.labels))
             digest = hashlib.sha256(f"split {self._data[part.dataset]}\n{labels}\n{len(part.validation)}\n".encode())
@@ -157,13 +159,8 @@ class _SplitUp:
         return self._hashes[index]
 
     def transform(self, index: int) -> Transform:
-        self._checked(index)
+        check_index(self, index)
         return self._transform
-
-    def _checked(self, index: int) -> int:
-        if not 0 <= index < self.count:
-            raise IndexError(f"there is no task {index}: the sequence has {self.count}, and the first is 0")
-        return index
 
 
 class _SplitTask:

@@ -9,7 +9,7 @@ from torch import Tensor
 from clnp.tasks.encoded import Encoded, decoded, some
 from clnp.tasks.transform import Transform
 
-__all__ = ["Sequence", "Split", "Task"]
+__all__ = ["Sequence", "Split", "Task", "check_index"]
 
 
 @dataclass(frozen=True, slots=True, init=False, eq=False)
@@ -70,6 +70,8 @@ class Task(Protocol):
 class Sequence(Protocol):
     """The ordered list of tasks of one replica.
 
+    Its methods raise IndexError for a task that there is not, see :func:`check_index`.
+
     Attributes:
         count: How many tasks there are.
         shape: Of one sample: ``(features,)``, or ``(channels, height, width)`` for images.
@@ -89,3 +91,13 @@ class Sequence(Protocol):
     def transform(self, index: int) -> Transform:
         """What the raw samples of a task go through before they are its ``x``."""
         ...
+
+
+def check_index(sequence: Sequence, index: int) -> None:
+    """Refuse a task that the sequence does not have.
+
+    Raises:
+        IndexError: It has none at this index.
+    """
+    if not 0 <= index < sequence.count:
+        raise IndexError(f"there is no task {index}: the sequence has {sequence.count}, and the first is 0")

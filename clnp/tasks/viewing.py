@@ -11,7 +11,7 @@ from clnp.seeding import generator
 from clnp.tasks.base import dataset_sha256, largest_value, read_samples
 from clnp.tasks.carving import carve, held_out
 from clnp.tasks.sizes import VIEWED, VIEWS, at_most, dataset_sizes, views_sizes
-from clnp.tasks.task import Sequence, Task
+from clnp.tasks.task import Sequence, Task, check_index
 from clnp.tasks.transform import Transform
 from clnp.tasks.whole import WholeTask
 
@@ -74,8 +74,7 @@ class _Views:
         return digest.hexdigest()
 
     def transform(self, index: int) -> Transform:
-        if not 0 <= index < self.count:
-            raise IndexError(f"there is no task {index}: the sequence has {self.count}, and the first is 0")
+        check_index(self, index)
         dataset, turns, inverted = VIEWS[index]
         permutation = _turned(self.shape, turns) if turns else None
         return Transform(permutation, largest_value(dataset), self.shape, inverted)
