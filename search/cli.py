@@ -8,11 +8,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING
 
 from clnp.errors import Damaged, DataUnavailable, NothingToCommit, UnsupportedNetwork
 from search.errors import BadInput, Damage, Impossible, SearchError, Unavailable
 from search.options import STORAGE_VARIABLE, read_options
+from search.output import note, print_report, print_resolved, refuse, silence, spare_encoding, write, write_note
 from search.whereabouts import check_lasting, open_existing, open_records
 
 if TYPE_CHECKING:
@@ -26,25 +27,25 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. Reports go to stdout, everything else to stderr."""
     for stream in (sys.stdout, sys.stderr):
-        _spare_encoding(stream)
+        spare_encoding(stream)
     _collect_seldom()
     options = read_options(arguments)
     try:
         code = _COMMANDS[options.command](options)
         sys.stdout.flush()
     except SearchError as error:
-        return _refuse(str(error), error.exit_code)
+        return refuse(str(error), error.exit_code)
     except (UnsupportedNetwork, DataUnavailable) as error:
-        return _refuse(str(error), BadInput.exit_code)
+        return refuse(str(error), BadInput.exit_code)
     except Damaged as error:
-        return _refuse(str(error), Damage.exit_code)
+        return refuse(str(error), Damage.exit_code)
     except NothingToCommit as error:
-        return _refuse(str(error), Impossible.exit_code)
+        return refuse(str(error), Impossible.exit_code)
     except KeyboardInterrupt:
-        return _refuse("interrupted", 130)
+        return refuse("interrupted", 130)
     except BrokenPipeError:
         # The reader went away, as `| head` does.
-        _silence(sys.stdout)
+        silence(sys.stdout)
         return 141
     return code
 
@@ -59,41 +60,10 @@ def _collect_seldom() -> None:
     atexit.register(gc.freeze)
 
 
-def _spare_encoding(stream: TextIO) -> None:
-    """A terminal that cannot show θ shows a question mark instead of ending the command."""
-    reconfigure = getattr(stream, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="replace")
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-def _hush(_: str) -> None:
-    """Where nobody watches."""
-
-
-def _refuse(text: str, code: int) -> int:
-    try:
-        print(f"clnp-search: {text}", file=sys.stderr)
-    except OSError:
-        _silence(sys.stderr)
-    return code
-
-
-def _silence(stream: TextIO) -> None:
-    """Nobody reads it: what Python still has to write, and would at its end, goes nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-# What the commands do
-
-
 def _experiments(options: argparse.Namespace) -> int:
     from search.reports.experiments import experiments
 
-    return _print(options, experiments())
+    return print_report(options, experiments())
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -107,17 +77,17 @@ def _plan(options: argparse.Namespace) -> int:
         raise BadInput("plan: name an experiment, or give --schema; `clnp-search experiments` lists the shipped ones")
     experiment = read_experiment(options.experiment, options.set)
     if options.resolved:
-        _print_resolved(options, experiment)
+        print_resolved(options, experiment)
         return 0
     name = _run_name(options, experiment)
     nodes = _nodes(options.address)
     store = open_existing(options)
     if store is None:
         experiment = _forked(options, None, experiment, name)
-        return _print(options, plan(experiment, name, store=None, data_dir=options.data_dir, nodes=nodes))
+        return print_report(options, plan(experiment, name, store=None, data_dir=options.data_dir, nodes=nodes))
     with store:
         experiment = _forked(options, store, experiment, name)
-        return _print(options, plan(experiment, name, store=store, data_dir=options.data_dir, nodes=nodes))
+        return print_report(options, plan(experiment, name, store=store, data_dir=options.data_dir, nodes=nodes))
 
 
 def _run_name(options: argparse.Namespace, experiment: "Experiment") -> str:
@@ -171,32 +141,34 @@ def _status(options: argparse.Namespace) -> int:
         if options.name is None:
             from search.reports.overview import overview
 
-            return _print(options, overview(store), "overview")
+            return print_report(options, overview(store), "overview")
         from search.reports.status import status
 
-        return _print(options, status(store, options.name))
+        return print_report(options, status(store, options.name))
 
 
 def _show(options: argparse.Namespace) -> int:
     from search.reports.show import show
 
     with open_records(options, create=False) as store:
-        return _print(options, show(store, options.name, task=options.task, replica=options.replica))
+        return print_report(options, show(store, options.name, task=options.task, replica=options.replica))
 
 
 def _replay(options: argparse.Namespace) -> int:
     from search.reports.replay import replay
 
     with open_records(options, create=False) as store:
-        return _print(options, replay(store, options.name, options.margin))
+        return print_report(options, replay(store, options.name, options.margin))
 
 
 def _verify(options: argparse.Namespace) -> int:
     from search.audit import verify
 
     with open_records(options, create=False) as store:
-        report = verify(store, options.name, data_dir=options.data_dir, note=_note if sys.stderr.isatty() else _hush)
-    _print(options, report)
+        report = verify(
+            store, options.name, data_dir=options.data_dir, note=note if sys.stderr.isatty() else lambda _: None
+        )
+    print_report(options, report)
     return 0 if report["sound"] else Damage.exit_code
 
 
@@ -212,7 +184,7 @@ def _export(options: argparse.Namespace) -> int:
             replica=options.replica,
             data_dir=options.data_dir,
         )
-    return _print(options, made)
+    return print_report(options, made)
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -221,7 +193,7 @@ def _report(options: argparse.Namespace) -> int:
     if not options.to:
         raise BadInput("--to is empty; give a folder, such as reports, or . for the current one")
     with open_records(options, create=False) as store:
-        return _print(options, report(store, options.name, options.to))
+        return print_report(options, report(store, options.name, options.to))
 
 
 def _submit(options: argparse.Namespace) -> int:
@@ -247,41 +219,33 @@ def _submit(options: argparse.Namespace) -> int:
 
     for variable in (STORAGE_VARIABLE, PASSWORD_VARIABLE):
         if variable in os.environ:
-            _note(f"{variable} of this shell is not sent: anybody on the cluster could read it; the head's own counts")
+            note(f"{variable} of this shell is not sent: anybody on the cluster could read it; the head's own counts")
     client = connect(options.address)
     report, begin = submit(client, package)
     if options.follow or options.wait:
-        _note(f"run {package.name} is submitted; Ctrl-C leaves it running")
-        report |= wait(client, package.name, begin, _write_note if options.follow else _hush)
-    _print(options, report)
+        note(f"run {package.name} is submitted; Ctrl-C leaves it running")
+        report |= wait(client, package.name, begin, write_note if options.follow else None)
+    print_report(options, report)
     return report["exit_code"] or 0
 
 
 def _logs(options: argparse.Namespace) -> int:
     from search.jobs.commands import connect, logs
 
-    logs(connect(options.address), options.name, _write, on=options.follow)
+    logs(connect(options.address), options.name, write, on=options.follow)
     return 0
 
 
 def _stop(options: argparse.Namespace) -> int:
     from search.jobs.commands import connect, stop
 
-    return _print(options, stop(connect(options.address), options.name))
+    return print_report(options, stop(connect(options.address), options.name))
 
 
 def _list(options: argparse.Namespace) -> int:
     from search.jobs.commands import connect, list_jobs
 
-    return _print(options, list_jobs(connect(options.address)))
-
-
-def _write(text: str) -> None:
-    print(text, end="", flush=True)
-
-
-def _write_note(text: str) -> None:
-    print(text, end="", file=sys.stderr, flush=True)
+    return print_report(options, list_jobs(connect(options.address)))
 
 
 def _dashboard(options: argparse.Namespace) -> int:
@@ -294,7 +258,7 @@ def _dashboard(options: argparse.Namespace) -> int:
         from search.dashboard.serving import is_loopback, serve
 
         if not is_loopback(options.host):
-            _note(f"--host {options.host}: there is no password; whoever reaches it reads all runs and writes notes")
+            note(f"--host {options.host}: there is no password; whoever reaches it reads all runs and writes notes")
 
         def tell(address: str) -> None:
             json_line = json.dumps({"storage": store.url, "address": address})
@@ -312,15 +276,15 @@ def _delete(options: argparse.Namespace) -> int:
         row = find_row(store, name)
         if options.yes is None:
             if store.is_away(row):
-                _note(f"{row.artifacts} is not there; if it is on a share that is away, its tensors stay there.")
-            _note(f"This removes run {name} for good: its studies, its rows and the tensors in {row.artifacts}.")
+                note(f"{row.artifacts} is not there; if it is on a share that is away, its tensors stay there.")
+            note(f"This removes run {name} for good: its studies, its rows and the tensors in {row.artifacts}.")
             print("Type the run's name to go on: ", end="", file=sys.stderr, flush=True)
         typed = sys.stdin.readline().strip() if options.yes is None else options.yes
         if typed != name:
             raise BadInput(f"{typed!r} is not {name!r}: nothing was deleted")
         removed = store.delete(name)
     report = {"run": name, "studies": removed.studies, "rows": removed.rows, "artifacts": removed.artifacts}
-    return _print(options, report, "deleted")
+    return print_report(options, report, "deleted")
 
 
 def _gc(options: argparse.Namespace) -> int:
@@ -334,15 +298,15 @@ def _gc(options: argparse.Namespace) -> int:
         if not sure:
             report = survey(store, options.name)
             if report["files"] and options.format == "table" and sys.stdin.isatty():
-                _print(options, report)
+                print_report(options, report)
                 print("Type yes to remove them: ", end="", file=sys.stderr, flush=True)
                 sure = sys.stdin.readline().strip() == "yes"
                 if not sure:
-                    _note("nothing was removed")
+                    note("nothing was removed")
                     return 0
         if sure:
             report = collect(store, options.name)
-    _print(options, report)
+    print_report(options, report)
     return Unavailable.exit_code if any(run["unreachable"] for run in report["runs"]) else 0
 
 
@@ -376,7 +340,7 @@ def _drive(options: argparse.Namespace, store: "Store", experiment: "Experiment"
     except Impossible:
         _print_committed(options, store, name)
         raise
-    return _print(options, final(store, name), "final")
+    return print_report(options, final(store, name), "final")
 
 
 def _print_committed(options: argparse.Namespace, store: "Store", name: str) -> None:
@@ -387,32 +351,12 @@ def _print_committed(options: argparse.Namespace, store: "Store", name: str) -> 
     try:
         report = final(store, name)
         if report["accuracy"] is not None:
-            _print(options, report, "final")
+            print_report(options, report, "final")
             sys.stdout.flush()
     except BrokenPipeError:
-        _silence(sys.stdout)
+        silence(sys.stdout)
     except SearchError as error:
-        _note(f"what was committed cannot be shown: {error}")
-
-
-def _print(options: argparse.Namespace, report: Mapping[str, Any], table: str | None = None) -> int:
-    if options.format == "json":
-        print(json.dumps(report, indent=2, allow_nan=False))
-        return 0
-    from search.tables import TABLES, print_table
-
-    print_table(TABLES[table or options.command](report), sys.stdout)
-    return 0
-
-
-def _print_resolved(options: argparse.Namespace, experiment: "Experiment") -> None:
-    data = experiment.to_file()
-    if options.format == "json":
-        print(json.dumps(data, indent=2))
-    else:
-        import yaml
-
-        print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=None), end="")
+        note(f"what was committed cannot be shown: {error}")
 
 
 _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {

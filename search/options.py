@@ -3,7 +3,6 @@
 import argparse
 import textwrap
 from collections.abc import Sequence
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 __all__ = ["DEFAULT_STORAGE", "STORAGE_VARIABLE", "read_options"]
@@ -382,9 +381,7 @@ class _Version(argparse.Action):
     """Looked up when it is asked for: the packages' metadata take a while to read."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        try:
-            version = metadata.version("clnp-search")
-        except metadata.PackageNotFoundError:
-            version = "not installed"
-        print(f"clnp-search {version}")
+        from search.versions import package_version
+
+        print(f"clnp-search {package_version()}")
         parser.exit()

@@ -2,12 +2,12 @@
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search.errors import BadInput
 from search.options import DEFAULT_STORAGE, STORAGE_VARIABLE
+from search.output import note
 
 if TYPE_CHECKING:
     from search.store import Store
@@ -35,7 +35,7 @@ def open_records(options: argparse.Namespace, *, create: bool) -> "Store":
 
     patience = _PATIENCE.get(options.command, _SHORT)
     artifacts = getattr(options, "artifacts", None)
-    return open_store(_url(options), artifacts, create=create, patience=patience, on_outage=_tell)
+    return open_store(_url(options), artifacts, create=create, patience=patience, on_outage=note)
 
 
 def open_existing(options: argparse.Namespace) -> "Store | None":
@@ -51,7 +51,7 @@ def open_existing(options: argparse.Namespace) -> "Store | None":
 
     if _is_new(options):
         return None
-    database = Database(_url(options), create=False, patience=_SHORT, on_outage=_tell)
+    database = Database(_url(options), create=False, patience=_SHORT, on_outage=note)
     if has_tables(database):
         return Store(database)
     database.close()
@@ -107,7 +107,3 @@ def _is_new(options: argparse.Namespace) -> bool:
     url, _ = read_url(_url(options))
     file = Path(str(url.database))
     return dialect(url) == "sqlite" and file.parent.is_dir() and not file.exists()
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr)
