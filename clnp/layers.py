@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from clnp.graph import Layer, Norm
 
-__all__ = ["adaptive_average", "conv", "dense", "dropout", "norm", "noise_mask"]
+__all__ = ["Reading", "adaptive_average", "conv", "dense", "dropout", "norm", "noise_mask"]
 
 Reading = tuple[Tensor, Tensor]
 """What a layer reads, and the weights that it reads it with."""

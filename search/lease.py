@@ -19,7 +19,7 @@ from search.database import Database
 from search.errors import BadInput, Held, LeaseLost, SearchError
 from search.ledger import Leases, Runs
 
-__all__ = ["DURATION", "Holder", "Lease", "Process", "Watch", "holder", "holders"]
+__all__ = ["DURATION", "Holder", "Lease", "Process", "Watch", "holder", "holders", "this_process"]
 
 DURATION = 30.0
 """Seconds that a lease lasts beyond its last renewal."""

@@ -36,6 +36,7 @@ from search.records import (
 from search.text import plural, times
 
 __all__ = [
+    "NOT_CELLS",
     "Commit",
     "Measure",
     "Open",
@@ -43,7 +44,6 @@ __all__ = [
     "Replica",
     "Step",
     "Train",
-    "place",
 ]
 
 Record = TypeVar("Record")

@@ -16,6 +16,7 @@ __all__ = [
     "members",
     "number",
     "numbers",
+    "pace_text",
     "percent",
     "plural",
     "points_text",

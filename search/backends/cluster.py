@@ -15,9 +15,9 @@ import psutil
 
 from search.backends import joining
 from search.backends.lean import few_processes
-from search.backends.reasons import first_line
 from search.errors import BadInput, Unavailable
 from search.machine import Node, Pool
+from search.text import first_line
 
 __all__ = ["Cluster", "look", "prepare", "silence"]
 

@@ -25,9 +25,9 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from search.backends.nodes import Nodes
-from search.backends.reasons import first_line
 from search.machine import Pool
 from search.records import Job, Progress, dump, load, load_job
+from search.text import first_line
 from search.worker import WorkerSettings
 
 __all__ = ["Delivery", "Ended", "Exchange", "Jobs", "Parking", "Progressed", "Returned", "work"]

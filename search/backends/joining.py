@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from search.backends.reasons import first_line
 from search.errors import BadInput, Unavailable
+from search.text import first_line
 
 __all__ = ["find", "here", "machines", "reach", "read_token_again"]
 

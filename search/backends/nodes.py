@@ -11,11 +11,10 @@ from search.artifacts.probe import leave, settle
 from search.backends import probing
 from search.backends.courier import Courier
 from search.backends.joining import reach
-from search.backends.reasons import first_line
 from search.delivered import pack
 from search.errors import BadInput, SearchError, Unavailable
 from search.machine import Needs, Node, Pool, fitting
-from search.text import plural, size
+from search.text import first_line, plural, size
 
 __all__ = ["Nodes", "read_nodes"]
 

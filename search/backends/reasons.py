@@ -4,7 +4,7 @@ import traceback
 
 from search.text import first_line
 
-__all__ = ["first_line", "reason"]
+__all__ = ["reason"]
 
 
 def reason(error: BaseException) -> str:

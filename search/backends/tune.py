@@ -14,12 +14,13 @@ from pydantic import ValidationError
 from search.backends.cluster import Cluster, prepare, silence
 from search.backends.lean import ready_workers
 from search.backends.live import LiveBackend
-from search.backends.reasons import first_line, reason
+from search.backends.reasons import reason
 from search.errors import Unavailable
 from search.experiment import Experiment
 from search.machine import Needs, Pool, form_pool, this_machine
 from search.records import JobResult, Progress, load
 from search.run import Run
+from search.text import first_line
 from search.worker import WorkerSettings
 
 if TYPE_CHECKING:

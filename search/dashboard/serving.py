@@ -25,7 +25,7 @@ from search.store import Store
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["serve", "serving"]
+__all__ = ["is_loopback", "serve", "serving"]
 
 _POLL = 0.1
 
