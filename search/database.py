@@ -72,6 +72,7 @@ _AWAY = (
     "too many connections",
     "remaining connection slots",
     "is starting up",
+    "not yet accepting connections",
     "is shutting down",
     "in recovery mode",
 )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import event, insert, make_url, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
@@ -111,6 +112,22 @@ def test_a_server_that_starts_meanwhile_is_used(postgres: Any, empty_postgres_ur
     create_tables(database := Database(empty_postgres_url))
     timer.join()
     database.close()
+
+
+@pytest.mark.parametrize("said", ["is starting up", "is not yet accepting connections", "is in recovery mode"])
+def test_a_server_that_is_not_ready_is_waited_for(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    connect, first = psycopg.connect, [f"connection failed: FATAL:  the database system {said}"]
+
+    def starting(*given: Any, **options: Any) -> Any:
+        if first:
+            raise psycopg.OperationalError(first.pop())
+        return connect(*given, **options)
+
+    monkeypatch.setattr(psycopg, "connect", starting)
+    Database(postgres_url).close()
+    assert not first
 
 
 def test_refuses_a_wrong_password_and_a_missing_database(postgres: Any) -> None:
