@@ -360,11 +360,9 @@ class _Attempt:
             self.view.event(event)
             notes.told(event)
 
-        worker = self.experiment.worker.model_copy(update={"gpu": pool.gpu})
         history = self.store.history(self.name)
         run = Run(
-            # With what gpu: auto became, since the stacks go by it.
-            self.experiment.model_copy(update={"worker": worker}),
+            self.experiment.with_gpu(pool.gpu),
             writer,
             history,
             data=lambda replica, task: build_sequence(self.experiment, replica, *where).sha256(task),

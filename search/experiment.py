@@ -191,6 +191,10 @@ class Experiment(Section):
         other._code = folder
         return other
 
+    def with_gpu(self, gpu: float) -> "Experiment":
+        """The same experiment, with what ``worker.gpu: auto`` became: the stacks go by it."""
+        return self.model_copy(update={"worker": self.worker.model_copy(update={"gpu": gpu})})
+
     def with_origin(self, origin: Origin | None) -> "Experiment":
         """The same experiment, begun with the first commits of another run."""
         other = self.model_copy()

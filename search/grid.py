@@ -77,7 +77,6 @@ def stacks(
     cells: Sequence[Cell],
     *,
     workers: int,
-    gpu: bool = False,
     most: int | None = None,
     pace: Pace | None = None,
 ) -> tuple[tuple[int, ...], ...]:
@@ -88,15 +87,15 @@ def stacks(
     many stacks as workers for each replica, more where a stack would exceed 32 cells.
 
     Args:
-        experiment: Gives ``worker``, the size of the network and the replicas.
+        experiment: Gives ``worker``, its ``gpu`` what auto became (:meth:`~search.experiment.Experiment.with_gpu`), the
+            size of the network and the replicas.
         cells: Those of one task.
         workers: How many workers the run has.
-        gpu: Whether ``worker.gpu: auto`` became a GPU.
         most: Cells that a worker's memory is known to hold, if it is known: no stack is larger.
         pace: Of a stack's steps, if it is known.
     """
     wanted = experiment.worker.cells
-    busy = experiment.outline.weights >= LARGE and not on_gpu(experiment, gpu=gpu)
+    busy = experiment.outline.weights >= LARGE and not on_gpu(experiment)
     alone = busy if pace is None else not gains(pace)
     if wanted != "auto":
         count = math.ceil(len(cells) / wanted)
@@ -114,10 +113,9 @@ def _fewest(experiment: Experiment, cells: int, workers: int) -> int:
     return max(math.ceil(workers / experiment.replicas), math.ceil(cells / _MOST))
 
 
-def on_gpu(experiment: Experiment, *, gpu: bool = False) -> bool:
-    """Whether workers train on a GPU; ``gpu``: whether ``worker.gpu: auto`` became one."""
-    wanted = experiment.worker.gpu
-    return gpu if wanted == "auto" else wanted > 0
+def on_gpu(experiment: Experiment) -> bool:
+    """Whether workers train on a GPU; not as long as nobody said what ``worker.gpu: auto`` became."""
+    return experiment.worker.gpu not in ("auto", 0)
 
 
 def gains(pace: Pace) -> bool:
@@ -125,7 +123,7 @@ def gains(pace: Pace) -> bool:
     return pace.gain >= _GAIN
 
 
-def to_measure(experiment: Experiment, cells: Sequence[Cell], *, workers: int, gpu: bool = False) -> int:
+def to_measure(experiment: Experiment, cells: Sequence[Cell], *, workers: int) -> int:
     """Members of the stack that is measured before a task opens, where none was yet; 0: nothing need be known.
 
     Something need be under ``worker.cells: auto`` for a grid of several cells: on a GPU always, of which the memory
@@ -136,16 +134,16 @@ def to_measure(experiment: Experiment, cells: Sequence[Cell], *, workers: int, g
         return 0
     size = min(_TIMED, math.ceil(len(cells) / _fewest(experiment, len(cells), workers)))
     least, most = _UNKNOWN if experiment.model.kind == "mlp" else (0, _HUGE)
-    if on_gpu(experiment, gpu=gpu):
+    if on_gpu(experiment):
         return size
     return size if size > 1 and least <= experiment.outline.weights <= most else 0
 
 
-def measured_for(experiment: Experiment, measured: Measured | None, *, gpu: bool = False) -> Measured | None:
+def measured_for(experiment: Experiment, measured: Measured | None) -> Measured | None:
     """What was measured, where stacks go by it: under ``worker.cells: auto``, on the kind of device that it is of."""
     if measured is None or experiment.worker.cells != "auto":
         return None
-    return measured if (measured.memory is not None) == on_gpu(experiment, gpu=gpu) else None
+    return measured if (measured.memory is not None) == on_gpu(experiment) else None
 
 
 def members_that_fit(memory: Memory, share: float) -> int:

@@ -61,7 +61,8 @@ def plan(
     known = _known(store, name)
     attempts = [] if store is None else store.attempts(name)
     pool = form_pool(experiment, nodes, begun=begun_threads(attempts[-1].versions if attempts else None))
-    measured = None if known is None else measured_for(experiment, known.history.measured, gpu=pool.gpu > 0)
+    experiment = experiment.with_gpu(pool.gpu)
+    measured = None if known is None else measured_for(experiment, known.history.measured)
     grids = list(_grids(experiment, pool, measured))
     offered = offer(pool, nodes, experiment.replicas * max(len(part["stacks"]) for part in grids) if grids else 0)
     refused = _refused(known, experiment, data)
@@ -183,15 +184,15 @@ def _grids(experiment: Experiment, pool: Pool, measured: Measured | None) -> Ite
 def _grid(
     experiment: Experiment, pool: Pool, measured: Measured | None, grid: tuple[Cell, ...], first: int, last: int
 ) -> Report:
-    gpu, pace = pool.gpu > 0, None if measured is None else measured.pace
-    formed = stacks(experiment, grid, workers=pool.workers, gpu=gpu, most=_fits(measured, pool), pace=pace)
+    pace = None if measured is None else measured.pace
+    formed = stacks(experiment, grid, workers=pool.workers, most=_fits(measured, pool), pace=pace)
     return {
         "first": first,
         "last": last,
         "count": len(grid),
         "cells": [cell(one, experiment) for one in grid],
         "stacks": [list(stack) for stack in formed],
-        "measures": to_measure(experiment, grid, workers=pool.workers, gpu=gpu) > 0,
+        "measures": to_measure(experiment, grid, workers=pool.workers) > 0,
     }
 
 

@@ -60,10 +60,10 @@ def of_size(count: int, **keys: Any) -> Experiment:
 
 
 def formed(
-    count: int, *, workers: int, gpu: bool = False, most: int | None = None, pace: Pace | None = None, **keys: Any
+    count: int, *, workers: int, most: int | None = None, pace: Pace | None = None, **keys: Any
 ) -> tuple[tuple[int, ...], ...]:
     one = of_size(count, **keys)
-    return stacks(one, cells(one, 0), workers=workers, gpu=gpu, most=most, pace=pace)
+    return stacks(one, cells(one, 0), workers=workers, most=most, pace=pace)
 
 
 def test_a_small_network_gives_each_worker_of_a_replica_one_stack() -> None:
@@ -79,9 +79,10 @@ def test_a_large_network_trains_alone_on_a_cpu_and_stacked_on_a_gpu() -> None:
     large: dict[str, Any] = {"model": {"hidden": [400, 400]}, "tasks": {"dataset": "mnist"}}
     alone = ((0,), (1,), (2,), (3,))
     assert formed(4, workers=2, **large) == alone
-    assert formed(4, workers=2, gpu=True, **large) == ((0, 1), (2, 3))
+    assert formed(4, workers=2, worker={"gpu": 0}, **large) == alone
     assert formed(4, workers=2, worker={"gpu": 0.5}, **large) == ((0, 1), (2, 3))
-    assert formed(4, workers=2, gpu=True, worker={"gpu": 0}, **large) == alone
+    one = of_size(4, **large).with_gpu(1.0)  # what auto became
+    assert stacks(one, cells(one, 0), workers=2) == ((0, 1), (2, 3))
 
 
 def test_stacks_form_where_they_were_measured_to_gain() -> None:
@@ -137,7 +138,7 @@ def test_what_was_measured_counts_on_its_device() -> None:
     cpu = Measured(None, Pace(1.0, 2.0, 3))
     gpu = Measured(Memory(1, 1, 9, "cuda"), None)
     assert measured_for(of_size(6), cpu) == cpu
-    assert measured_for(of_size(6), cpu, gpu=True) is None
+    assert measured_for(of_size(6).with_gpu(1.0), cpu) is None
     assert measured_for(of_size(6), gpu) is None
     assert measured_for(of_size(6, **GPU), gpu) == gpu
     assert measured_for(of_size(6, worker={"cells": 3}), cpu) is None
@@ -153,13 +154,13 @@ def test_the_size_is_the_one_asked_for() -> None:
     workers=st.integers(1, 40),
     replicas=st.integers(1, 9),
     wanted=st.just("auto") | st.integers(1, 50),
-    gpu=st.booleans(),
+    gpu=st.sampled_from(["auto", 0, 0.5, 1]),
     pace=st.none() | st.builds(Pace, st.floats(0.1, 1), st.floats(0.1, 9), st.integers(1, 8)),
 )
 def test_stacks_hold_every_cell_once_in_order_and_evenly(
-    count: int, workers: int, replicas: int, wanted: int | str, gpu: bool, pace: Pace | None
+    count: int, workers: int, replicas: int, wanted: int | str, gpu: float | str, pace: Pace | None
 ) -> None:
-    made = formed(count, workers=workers, replicas=replicas, gpu=gpu, pace=pace, worker={"cells": wanted})
+    made = formed(count, workers=workers, replicas=replicas, pace=pace, worker={"cells": wanted, "gpu": gpu})
     assert [index for stack in made for index in stack] == list(range(count))
     sizes = {len(stack) for stack in made}
     assert max(sizes) - min(sizes) <= 1
