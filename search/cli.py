@@ -251,9 +251,7 @@ def _list(options: argparse.Namespace) -> int:
 def _dashboard(options: argparse.Namespace) -> int:
     with open_records(options, create=False) as store:
         if options.name is not None:
-            from search.reports.common import find_row
-
-            find_row(store, options.name)
+            store.find(options.name)
 
         from search.dashboard.serving import is_loopback, serve
 
@@ -269,11 +267,9 @@ def _dashboard(options: argparse.Namespace) -> int:
 
 
 def _delete(options: argparse.Namespace) -> int:
-    from search.reports.common import find_row
-
     name = options.name
     with open_records(options, create=False) as store:
-        row = find_row(store, name)
+        row = store.find(name)
         if options.yes is None:
             if store.is_away(row):
                 note(f"{row.artifacts} is not there; if it is on a share that is away, its tensors stay there.")
@@ -289,11 +285,8 @@ def _delete(options: argparse.Namespace) -> int:
 
 def _gc(options: argparse.Namespace) -> int:
     from search.gc import collect, survey
-    from search.reports.common import find_row
 
     with open_records(options, create=False) as store:
-        if options.name is not None:
-            find_row(store, options.name)
         sure = options.yes
         if not sure:
             report = survey(store, options.name)

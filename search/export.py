@@ -44,7 +44,7 @@ def export(
         clnp.errors.Damaged: A fingerprint is not the recorded one.
     """
     known = read_run(store, name)
-    record = find_commit(known, task, 1 if replica is None else replica)
+    record = find_commit(known, task, replica)
     path = _writable(file)
     where = (data_dir, folders(known.experiment.code))
     try:

@@ -9,7 +9,7 @@ from typing import Any
 from search.artifacts import join, parent
 from search.artifacts.vault import Entry
 from search.decisions import losers
-from search.errors import BadInput, Held, SearchError, Unavailable
+from search.errors import Held, SearchError, Unavailable
 from search.experiment import Experiment
 from search.rows import Tensors
 from search.store import History, RunRow, Store
@@ -81,12 +81,7 @@ def collect(store: Store, name: str | None = None) -> dict[str, Any]:
 
 
 def _rows(store: Store, name: str | None) -> list[RunRow]:
-    if name is None:
-        return store.runs()
-    row = store.run(name)
-    if row is None:
-        raise BadInput(f"there is no run {name} in {store.url}; clnp-search status lists them")
-    return [row]
+    return store.runs() if name is None else [store.find(name)]
 
 
 def _look(store: Store, row: RunRow, *, strict: bool) -> dict[str, Any]:

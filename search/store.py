@@ -54,6 +54,9 @@ Result = TypeVar("Result")
 ARTIFACTS = "clnp-search-artifacts"
 """The folder of tensors, beside the SQLite file or else in the current folder."""
 
+_LISTED = 10
+"""So many names of runs a message lists."""
+
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
@@ -68,7 +71,8 @@ class Store:
     """The runs of a database. Reading needs no lease and starts nothing; it holds credentials, so no pickling.
 
     Args:
-        artifacts: Where new runs lay their tensors, a folder or ``s3://BUCKET/PREFIX``; None: :data:`ARTIFACTS`.
+        artifacts: In what every run's own folder lies or is made, a folder or ``s3://BUCKET/PREFIX``; None: where it
+            is already, and of a new run :data:`ARTIFACTS`.
         lease: Seconds that a lease lasts beyond its last renewal.
         patience: Seconds for which artifacts are tried again while they cannot be reached.
     """
@@ -134,6 +138,17 @@ class Store:
 
         return self._read(look, None)
 
+    def find(self, name: str) -> RunRow:
+        """The run of that name.
+
+        Raises:
+            BadInput: There is none; the message lists those that there are.
+        """
+        row = self.run(name)
+        if row is None:
+            raise self._unknown(name)
+        return row
+
     def history(self, name: str) -> History:
         """What the database holds of a run; nothing where there is none of that name.
 
@@ -197,7 +212,6 @@ class Store:
         *,
         experiment_json: dict[str, Any],
         data: str,
-        artifacts: str | None = None,
         versions: dict[str, str],
         watch: Watch | None = None,
         take_over: bool = False,
@@ -211,7 +225,6 @@ class Store:
         The row of a run that is there stays as it is: compare it with the experiment once the lease is taken.
 
         Args:
-            artifacts: In what the run's own folder lies or is made; None: where it is, or :attr:`artifacts`.
             versions: What this attempt runs with.
             watch: What :meth:`watch` gave.
             take_over: Take the lease of a holder that is gone without waiting for its end.
@@ -226,12 +239,11 @@ class Store:
         from search.writer import Writer  # with Optuna, which who only reads need not wait for
 
         check_run_name(name)
-        given = self._given if artifacts is None else Artifacts(artifacts).location
         if self.run(name) is None:
             # Before there is a row of a run that could not begin.
-            self.open_artifacts(given or self.artifacts).prepare()
+            self.open_artifacts(self.artifacts).prepare()
         create_tables(self.database)
-        place = self._relative(given or self.artifacts)
+        place = self._relative(self.artifacts)
         run_id = self.database.retry(lambda: self._make_run(name, experiment_json, data, place))
         lease = Lease.acquire(
             self.database, run_id, name, duration=self._lease, watch=watch, take_over=take_over, wait=wait
@@ -242,7 +254,7 @@ class Store:
             row = self.run(name)
             if row is None or row.state == "deleting":
                 raise BadInput(f"run {name} is being deleted; end that first: clnp-search delete {name}")
-            location = row.artifacts if given is None else self._moved(row, given)
+            location = row.artifacts if self._given is None else self._moved(row, self._given)
             self._prepare(name, location)
             mine = self.open_artifacts(location, prepared=True)
             writer = Writer(self.database, lease, run_id, name, mine, layers=layers)
@@ -279,22 +291,6 @@ class Store:
             undo.pop_all()
         return Deleted(len(studies), rows, removed)
 
-    def _hold(self, name: str) -> "tuple[Writer, Lease]":
-        """Take the lease of a run that is there, as it is."""
-        from search.writer import Writer
-
-        run_id = self._read(lambda connection: _id(connection, name), None)
-        row = self.run(name)
-        if run_id is None or row is None:
-            raise BadInput(f"there is no run {name} in {self.url}")
-        lease = Lease.acquire(self.database, run_id, name, duration=self._lease)
-        with ExitStack() as undo:
-            undo.callback(lease.release)
-            lease.keep()
-            writer = Writer(self.database, lease, run_id, name, self.open_artifacts(row.artifacts))
-            undo.pop_all()
-        return writer, lease
-
     def open_artifacts(self, location: str, *, prepared: bool = False) -> Artifacts:
         """Artifacts that are waited for as the database is: told in the same place, and not for who is to end.
 
@@ -307,6 +303,10 @@ class Store:
         return Artifacts(
             location, prepared=prepared, patience=self._patience, on_wait=self._tell, pause=self.database.pause
         )
+
+    def keeps_tensors(self, name: str) -> bool:
+        """Whether rows of the run of that name, if there is one, name tensors that are kept."""
+        return any(not each.given_up for each in self.tensors(name))
 
     def is_away(self, row: RunRow) -> bool:
         """Whether rows of the run name tensors that are kept, and the folder where they are is not there.
@@ -332,6 +332,30 @@ class Store:
     def close(self) -> None:
         """Close every idle connection."""
         self.database.close()
+
+    def _hold(self, name: str) -> "tuple[Writer, Lease]":
+        """Take the lease of a run that is there, as it is."""
+        from search.writer import Writer
+
+        run_id = self._read(lambda connection: _id(connection, name), None)
+        row = self.run(name)
+        if run_id is None or row is None:
+            raise self._unknown(name)
+        lease = Lease.acquire(self.database, run_id, name, duration=self._lease)
+        with ExitStack() as undo:
+            undo.callback(lease.release)
+            lease.keep()
+            writer = Writer(self.database, lease, run_id, name, self.open_artifacts(row.artifacts))
+            undo.pop_all()
+        return writer, lease
+
+    def _unknown(self, name: str) -> BadInput:
+        others = sorted(other.name for other in self.runs())
+        listed = ", ".join(others[:_LISTED])
+        more = len(others) - _LISTED
+        hint = f"it holds {listed}" if others else "it holds no run yet"
+        hint += f" and {more:,} more: clnp-search status lists them" if more > 0 else ""
+        return BadInput(f"no run is called {name!r} in {self.url}; {hint}")
 
     def _tell(self, text: str) -> None:
         if self.database.on_outage is not None:
@@ -377,10 +401,6 @@ class Store:
             return place
         beside = os.path.commonpath([place, self._home]) == self._home
         return os.path.relpath(place, self._home) if beside else place
-
-    def keeps_tensors(self, name: str) -> bool:
-        """Whether rows of the run of that name, if there is one, name tensors that are kept."""
-        return any(not each.given_up for each in self.tensors(name))
 
     def _prepare(self, name: str, location: str) -> None:
         """Make the run's own folder, or see that it can be used still.

@@ -14,13 +14,10 @@ if TYPE_CHECKING:
     # Not loaded for its types alone: `experiments` needs no database.
     from search.store import History, RunRow, Store
 
-__all__ = ["Known", "Report", "cell", "find_commit", "find_row", "layers", "provenance", "read_run", "score"]
+__all__ = ["Known", "Report", "cell", "find_commit", "layers", "provenance", "read_run", "score"]
 
 Report = dict[str, Any]
 """A report: what JSON can hold, and no more."""
-
-_LISTED = 10
-"""So many names of runs a message lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +58,6 @@ class Known:
         return self.history.cells.get((replica, task), {})
 
 
-def find_row(store: "Store", name: str) -> "RunRow":
-    """The row of the run called ``name``.
-
-    Raises:
-        BadInput: There is none.
-    """
-    row = store.run(name)
-    if row is None:
-        others = sorted(other.name for other in store.runs())
-        listed = ", ".join(others[:_LISTED])
-        more = len(others) - _LISTED
-        hint = f"it holds {listed}" if others else "it holds no run yet"
-        hint += f" and {more:,} more: clnp-search status lists them" if more > 0 else ""
-        raise BadInput(f"no run is called {name!r} in {store.url}; {hint}")
-    return row
-
-
 def read_run(store: "Store", name: str) -> Known:
     """The run called ``name``, whole.
 
@@ -85,17 +65,18 @@ def read_run(store: "Store", name: str) -> Known:
         BadInput: There is none.
         Damage: A row cannot be read.
     """
-    row = find_row(store, name)
+    row = store.find(name)
     return Known(row, Experiment.from_json(row.experiment), store.history(name))
 
 
-def find_commit(known: Known, task: int | None, replica: int) -> CommitRecord:
-    """The commit of a task (from 1, the last one for None) of a replica (from 1).
+def find_commit(known: Known, task: int | None, replica: int | None) -> CommitRecord:
+    """The commit of a task (from 1, the last one for None) of a replica (from 1, the first one for None).
 
     Raises:
         BadInput: There is no such replica, or the task is not committed.
     """
     name, count = known.row.name, known.experiment.replicas
+    replica = 1 if replica is None else replica
     if not 1 <= replica <= count:
         raise BadInput(f"--replica {replica}: run {name!r} has {up_to(count, 'replica')}")
     if task is not None and not 1 <= task <= known.experiment.tasks.count:

@@ -29,7 +29,7 @@ def show(store: Store, name: str, *, task: int | None = None, replica: int | Non
         BadInput: No run has this name, it has no such replica, or the task is not committed.
     """
     known = read_run(store, name)
-    record = find_commit(known, task, 1 if replica is None else replica)
+    record = find_commit(known, task, replica)
     margin, halving = known.experiment.margin(record.task), known.experiment.halving(record.task)
     choice = _choose(known, record)
     winner = known.cells(record.replica, record.task).get(record.winner.index)

@@ -264,8 +264,8 @@ def make_store(storage_url: str, tmp_path: Path) -> Iterator[Callable[..., Store
     """Opens the same storage again and again."""
     stores: list[Store] = []
 
-    def make(**options: object) -> Store:
-        stores.append(open_store(storage_url, str(tmp_path / "artifacts"), **options))  # type: ignore[arg-type]
+    def make(artifacts: Path | str = tmp_path / "artifacts", **options: object) -> Store:
+        stores.append(open_store(storage_url, str(artifacts), **options))  # type: ignore[arg-type]
         return stores[-1]
 
     yield make

@@ -269,8 +269,8 @@ def test_nothing_is_made_or_changed_before_a_run_is_taken(tmp_path: Path, make: 
         with pytest.raises(BadInput, match="cannot name a run"):
             store.take("a/b", **make.take)
         with pytest.raises(BadInput, match="only folders and s3:// are supported"):
-            store.take("run", **make.take, artifacts="gs://bucket")
-        with pytest.raises(BadInput, match="there is no run run"):
+            open_store(f"sqlite:///{path}", "gs://bucket")
+        with pytest.raises(BadInput, match=r"no run is called 'run' in .*; it holds no run yet"):
             store.delete("run")
         assert _contents(tmp_path) == before
         with store.take("run", **make.take):

@@ -175,7 +175,7 @@ def _interrupt(_: object) -> None:
 
 
 def test_a_name_that_is_not_there(store: Store, filled: dict[str, str]) -> None:
-    with pytest.raises(BadInput, match="there is no run other in "):
+    with pytest.raises(BadInput, match="no run is called 'other' in "):
         survey(store, "other")
 
 

@@ -462,42 +462,59 @@ def test_a_deletion_that_was_cut_off_is_done_again(
     assert again.run("run") is None
     assert not Path(row.artifacts).exists()
     assert len(store.history("running").openings) == 3
-    with pytest.raises(BadInput, match="there is no run run"):
+    with pytest.raises(BadInput, match=r"no run is called 'run' in .*; it holds running"):
         again.delete("run")
     with store.take("run", **make.take):
         assert store.history("run") == History({}, {}, {}, [])
+
+
+def test_a_run_that_is_not_there_is_refused_with_some_that_are(
+    store: Store, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two", "three"):
+        store.take(name, **make.take).release("ended")
+    monkeypatch.setattr("search.store._LISTED", 2)
+    with pytest.raises(
+        BadInput, match=r"no run is called 'run' in .*; it holds one, three and 1 more: clnp-search sta"
+    ):
+        store.find("run")
+    assert store.find("one").name == "one"
 
 
 def _interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_refuses_odd_names_and_folders(store: Store, make: Any, tmp_path: Path) -> None:
+def test_refuses_odd_names_and_folders(
+    store: Store, make_store: Callable[..., Store], make: Any, tmp_path: Path
+) -> None:
     for name in ("", "a/b", "../x", "x y", "-x", "ä"):
         with pytest.raises(BadInput, match="cannot name a run"):
             store.take(name, **make.take)
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="this is a file"):
-        store.take("run", **make.take, artifacts=str(tmp_path / "file"))
+        make_store(tmp_path / "file")
     with pytest.raises(BadInput, match="only folders and s3:// are supported"):
-        store.take("run", **make.take, artifacts="gs://bucket")
+        make_store("gs://bucket")
     assert store.runs() == []
 
 
-def test_tensors_that_were_moved_are_found_or_asked_for(store: Store, make: Any, tmp_path: Path) -> None:
+def test_tensors_that_were_moved_are_found_or_asked_for(
+    store: Store, make_store: Callable[..., Store], make: Any, tmp_path: Path
+) -> None:
     with store.take("run", **make.take) as writer:
         sha256 = writer.artifacts.put(b"tensors")
     row = store.run("run")
     assert row is not None
     moved = tmp_path / "elsewhere"
     with pytest.raises(BadInput, match=r"the tensors of run run are in .*; move that folder to .*elsewhere"):
-        store.take("run", **make.take, artifacts=str(moved))
+        make_store(moved).take("run", **make.take)
     assert store.holder("run") is None
     moved.mkdir()
     Path(row.artifacts).rename(moved / Path(row.artifacts).name)
-    with store.take("run", **make.take, artifacts=str(moved)) as writer:
+    with make_store(moved).take("run", **make.take) as writer:
         assert writer.artifacts.get(sha256) == b"tensors"
-    with store.take("run", **make.take, artifacts=writer.artifacts.location) as writer:
+    with make_store(writer.artifacts.location).take("run", **make.take) as writer:
         assert writer.artifacts.get(sha256) == b"tensors"
 
 
@@ -517,8 +534,11 @@ def test_a_share_that_is_away_is_waited_for_and_not_made_anew(
         with pytest.raises(Unavailable, match="the folder is not there: is it on a share that is away"):
             store.take("run", **make.take)
         assert not share.exists()
-        with pytest.raises(BadInput, match=r"the tensors of run run are in .*; move that folder to .*elsewhere"):
-            store.take("run", **make.take, artifacts=str(tmp_path / "elsewhere"))
+        with (
+            open_store(sqlite_url, str(tmp_path / "elsewhere"), patience=0.1) as moved,
+            pytest.raises(BadInput, match=r"the tensors of run run are in .*; move that folder to .*elsewhere"),
+        ):
+            moved.take("run", **make.take)
 
         def come_back(_: float) -> bool:
             if not share.exists():
