@@ -1,4 +1,5 @@
-"""What a worker does: train a stack and scan it, or commit a winner and measure every task again.
+"""What a worker does: train a stack and scan it, measure what one takes, or commit a winner and measure every task
+again.
 
 A worker knows no Ray and no database. A job says all it needs, records go back to who called, tensors into the artifact
 store (Promise 6). Who only says what a worker is told imports no torch: names are imported when they are first used.

@@ -1,13 +1,14 @@
-"""Do a job: train a stack and scan it, or commit a winner and measure every task again."""
+"""Do a job: train a stack and scan it, measure what one takes, or commit a winner and measure every task again."""
 
 from clnp.errors import Damaged, DataUnavailable, NothingToCommit
 from search.errors import BadInput, Damage
 from search.records import Failure, Job, JobResult, MeasureJob, StackJob
 from search.worker.commit import CommitWork
+from search.worker.measure import MeasureWork
 from search.worker.place import Report
 from search.worker.process import configure
 from search.worker.settings import WorkerSettings
-from search.worker.stack import MeasureWork, StackWork
+from search.worker.stack import StackWork
 
 __all__ = ["perform"]
 

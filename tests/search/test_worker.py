@@ -19,6 +19,7 @@ import clnp.footprint
 import clnp.pace
 import search.building
 import search.worker.commit
+import search.worker.measure
 import search.worker.stack
 from clnp.activity import mean_activity
 from clnp.evaluation import logits
@@ -827,7 +828,7 @@ def test_memory_is_measured_for_the_stacks_to_come(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(clnp.footprint, "train", counted)
     monkeypatch.setattr(clnp.footprint, "cuda_peak", gauge)
-    monkeypatch.setattr(search.worker.stack, "gpu_bytes", lambda: 9_000_000)
+    monkeypatch.setattr(search.worker.measure, "gpu_bytes", lambda: 9_000_000)
     monkeypatch.setattr(clnp.pace, "_SLOW", math.inf)  # however busy this machine is
     chosen, settings, book = (
         experiment(worker={"gpu": 0.5}),
@@ -864,7 +865,7 @@ def test_where_two_members_find_no_memory_each_cell_trains_alone(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(clnp.footprint, "cuda_peak", full)
-    monkeypatch.setattr(search.worker.stack, "gpu_bytes", lambda: 9_000_000)
+    monkeypatch.setattr(search.worker.measure, "gpu_bytes", lambda: 9_000_000)
     settings, book = WorkerSettings(str(tmp_path), None, "cpu", 1), MemoryBook()
     chosen = experiment(worker={"gpu": 1})
     sequence = build_sequence(chosen, 0, None)
