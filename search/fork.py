@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from search.artifacts import Artifacts
-from search.book import place
+from search.book import Place, place
 from search.decisions import losers
 from search.errors import BadInput, Damage
 from search.experiment import Experiment, Origin, differences, fork_differences
@@ -174,7 +174,7 @@ def _steps(source: _Source, writer: Writer, task: _Task) -> Iterator[Callable[[]
     yield lambda: writer.add_commit(task.commit)
 
 
-def _places(experiment: Experiment) -> list[tuple[int, int]]:
+def _places(experiment: Experiment) -> list[Place]:
     """Every (replica, task) that a forked run begins with, task by task."""
     tasks = 0 if experiment.origin is None else experiment.origin.tasks
     return [(replica, task) for task in range(tasks) for replica in range(experiment.replicas)]

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, func, select
 
+from search.book import Place, place
 from search.ledger import Attempts, Cells, Commits, Jobs, Openings, read
 from search.names import study_name
 from search.records import CellRecord, CommitRecord, JobKind, Measured, Opening
@@ -95,9 +96,9 @@ class History:
         measured: What a stack takes, if it was measured.
     """
 
-    openings: dict[tuple[int, int], Opening]
-    cells: dict[tuple[int, int], dict[int, CellRecord]]
-    commits: dict[tuple[int, int], CommitRecord]
+    openings: dict[Place, Opening]
+    cells: dict[Place, dict[int, CellRecord]]
+    commits: dict[Place, CommitRecord]
     losses: list[Loss]
     splits: list[Loss] = field(default_factory=list)
     measured: Measured | None = None
@@ -169,13 +170,13 @@ def read_history(connection: Connection, run_id: int | None, name: str) -> Histo
     places = connection.execute(select(Cells.replica, Cells.task).where(Cells.run_id == run_id).distinct())
     studies = {study_name(name, replica, task): (replica, task) for replica, task in places}
     trials = {(studies[study], key) for study, key in finished(connection, tuple(studies))}
-    cells: dict[tuple[int, int], dict[int, CellRecord]] = defaultdict(dict)
+    cells: dict[Place, dict[int, CellRecord]] = defaultdict(dict)
     for row, where in _rows(connection, Cells, run_id, name):
-        place = row.replica, row.task
-        if (place, row.key) in trials:
-            cells[place][row.cell] = read(CellRecord, row.record, where)
+        here = row.replica, row.task
+        if (here, row.key) in trials:
+            cells[here][row.cell] = read(CellRecord, row.record, where)
             if row.given_up:
-                history.given_up.add((*place, row.cell))
+                history.given_up.add((*here, row.cell))
     history.cells.update(cells)
     for row, where in _rows(connection, Openings, run_id, name):
         history.openings[row.replica, row.task] = read(Opening, row.record, where)
@@ -209,7 +210,7 @@ def _rows(
 ) -> Iterator[tuple[Row[Any], str]]:
     order = list(table.__table__.primary_key)
     for row in connection.execute(select(*table.__table__.columns).where(table.run_id == run_id).order_by(*order)):
-        yield row, f"run {name}, replica {row.replica + 1}, task {row.task + 1}"
+        yield row, f"run {name}, {place(row.replica, row.task)}"
 
 
 def _losses(connection: Connection, run_id: int | None) -> list[Loss]:

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from search.artifacts import Artifacts, is_bucket, join, parent
+from search.book import Place
 from search.database import PATIENCE, Database
 from search.errors import BadInput
 from search.lease import DURATION, Holder, Lease, Watch, holder
@@ -170,7 +171,7 @@ class Store:
         """Every driver that ran it, the first one first."""
         return self._read(lambda connection: read_attempts(connection, _id(connection, name)), [])
 
-    def unnoted(self, name: str) -> list[tuple[int, int]]:
+    def unnoted(self, name: str) -> list[Place]:
         """The committed tasks, as (replica, task), whose study lacks its note: see :mod:`search.noted`."""
         return self._read(lambda connection: read_unnoted(connection, _id(connection, name), name), [])
 

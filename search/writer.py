@@ -12,7 +12,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from search.artifacts import Artifacts
 from search.attributes import Carried, read_carried, write_carried
-from search.book import JobEnd
+from search.book import JobEnd, Place, place
 from search.database import Database
 from search.errors import Damage, LeaseLost
 from search.lease import Lease, this_process
@@ -66,7 +66,7 @@ class Writer:
         self._run = run_id
         self._layers = tuple(layers)
         self._studies = Studies(database)
-        self._openings: dict[tuple[int, int], Opening] = {}
+        self._openings: dict[Place, Opening] = {}
         self._progress: dict[int, float] = {}
         self._attempt = 0
         self._released = False
@@ -140,8 +140,8 @@ class Writer:
         def work(connection: Connection) -> None:
             known = read_opening(connection, self._run, *here, self._where(*here))
             if known is None:
-                place = {"run_id": self._run, "replica": opening.replica, "task": opening.task}
-                connection.execute(insert(Openings).values(**place, record=text))
+                key = {"run_id": self._run, "replica": opening.replica, "task": opening.task}
+                connection.execute(insert(Openings).values(**key, record=text))
             elif dump(known) != text:
                 raise Damage(
                     f"{self._where(opening.replica, opening.task)} is open already, with other cells, stacks or data"
@@ -247,8 +247,8 @@ class Writer:
         """
 
         def work(connection: Connection) -> None:
-            place = Commits.run_id == self._run, Commits.replica == record.replica, Commits.task == record.task
-            known = connection.execute(select(Commits.record).where(*place)).scalar()
+            mine = Commits.run_id == self._run, Commits.replica == record.replica, Commits.task == record.task
+            known = connection.execute(select(Commits.record).where(*mine)).scalar()
             if known is None:
                 row = insert(Commits).values(run_id=self._run, replica=record.replica, task=record.task)
                 row = row.values(winner=record.winner.index, artifact=record.artifact, record=dump(record))
@@ -427,8 +427,8 @@ class Writer:
             row = Cells.run_id == self._run, Cells.replica == replica, Cells.task == task
             connection.execute(update(Cells).where(*row, Cells.cell == record.cell.index).values(**values))
         else:
-            place = {"run_id": self._run, "replica": replica, "task": task, "cell": record.cell.index}
-            connection.execute(insert(Cells).values(**place, **values))
+            key = {"run_id": self._run, "replica": replica, "task": task, "cell": record.cell.index}
+            connection.execute(insert(Cells).values(**key, **values))
 
     def _remove_given_up(self, among: Collection[str]) -> None:
         """Of these tensors, remove those that were given up and that no row still needs."""
@@ -446,7 +446,7 @@ class Writer:
             self.artifacts.remove(sha256)
 
     def _where(self, replica: int, task: int) -> str:
-        return f"run {self.name}, replica {replica + 1}, task {task + 1}"
+        return f"run {self.name}, {place(replica, task)}"
 
 
 def _default_layers(record: CellRecord) -> tuple[str, ...]:
