@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, select
 
-from search.attributes import Trial, read_attribute, read_carried, read_trials
+from search.attributes import read_attribute, read_carried
+from search.book import Place, place
 from search.ledger import Cells, Commits, read
 from search.names import study_name
 from search.records import CellRecord, CommitRecord
 from search.rows import History, read_opening
+from search.trials import Trial, read_trials
 
 __all__ = ["EDITION", "MARK", "Noted", "read_noted", "read_unnoted"]
 
@@ -39,7 +41,7 @@ class Noted:
     trials: Mapping[str, Trial]
 
 
-def read_unnoted(connection: Connection, run_id: int | None, name: str) -> list[tuple[int, int]]:
+def read_unnoted(connection: Connection, run_id: int | None, name: str) -> list[Place]:
     """The committed tasks (replica, task) whose study is there and carries no note of :data:`EDITION`."""
     places = select(Commits.replica, Commits.task).where(Commits.run_id == run_id)
     studies = {
@@ -48,8 +50,8 @@ def read_unnoted(connection: Connection, run_id: int | None, name: str) -> list[
     }
     marks = read_attribute(connection, tuple(studies), MARK)
     return [
-        place
-        for study, place in studies.items()
+        here
+        for study, here in studies.items()
         if study in marks and (marks[study] is None or marks[study]["edition"] != EDITION)
     ]
 
@@ -60,7 +62,7 @@ def read_noted(connection: Connection, run_id: int | None, name: str, replica: i
     Raises:
         Damage: A row cannot be read.
     """
-    where = f"run {name}, replica {replica + 1}, task {task + 1}"
+    where = f"run {name}, {place(replica, task)}"
     carried = read_carried(connection, study_name(name, replica, task))
     mine = Commits.run_id == run_id, Commits.replica == replica, Commits.task <= task
     commits = {

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from search.attributes import Carried, Trial
+from search.attributes import Carried
 from search.dashboard.layout import figure_attributes, file_attributes, note_attributes, note_text
 from search.experiment import Experiment
 from search.figures.common import Trials, alpha_text, task_trials, theta_text, tuned_text
@@ -18,6 +18,7 @@ from search.reports.common import Known
 from search.reports.show import why
 from search.store import RunRow
 from search.text import MANY, members, number, percent, plural, points_text
+from search.trials import Trial
 
 __all__ = ["Note", "compose", "merge"]
 

@@ -9,9 +9,10 @@ from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
 from sqlalchemy import Connection
 
-from search.attributes import Carried, Study, read_carried, read_studies
+from search.attributes import Carried, read_carried
 from search.errors import BadInput
 from search.store import Store
+from search.trials import Study, read_studies
 
 __all__ = ["Shelf", "asked", "open_storage"]
 
