@@ -4,11 +4,12 @@ import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
+from search.advice import warnings
 from search.decisions import budget_of, grown_widths
 from search.errors import BadInput
 from search.experiment import Experiment, differences
 from search.fork import check_records, check_tensors
-from search.grid import cells, gains, measured_for, members_that_fit, stacks, to_measure, warnings
+from search.grid import cells, gains, measured_for, members_that_fit, stacks, to_measure
 from search.machine import Node, Pool, form_pool, this_machine
 from search.names import check_run_name
 from search.outline import Outline

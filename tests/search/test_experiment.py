@@ -800,7 +800,8 @@ def test_an_experiment_cannot_be_changed() -> None:
 def test_experiments_and_grids_need_no_torch_and_no_ray() -> None:
     code = (
         "import sys; from search.experiment import Experiment, read_experiment, shipped;"
-        "from search.grid import cells, stacks, warnings; one = read_experiment('quickstart'); shipped();"
+        "from search.advice import warnings; from search.grid import cells, stacks;"
+        "one = read_experiment('quickstart'); shipped();"
         "stacks(one, cells(one, 0), workers=2); warnings(one); print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

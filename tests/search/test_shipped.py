@@ -2,9 +2,10 @@
 
 import pytest
 
+from search.advice import warnings
 from search.building import resolve
 from search.experiment import Experiment, read_experiment, shipped
-from search.grid import cells, warnings
+from search.grid import cells
 
 SPOKEN_OF = {
     # More tasks than fit, so that the layer fills up.
