@@ -3,8 +3,7 @@
 import json
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from clnp.errors import Damaged
 from clnp.exported import DTYPES, Exported, UnsupportedExport
+from clnp.kinds import KINDS, Add, Check, argument, build, flag, literal, whole
 from clnp.subnetwork import Select
 from clnp.tasks.transform import Transform
 
@@ -23,134 +23,22 @@ __all__ = ["as_safetensors", "read_safetensors"]
 
 _VERSION = 1
 _WITH_INVERSION = 2  # what has inverted features is another version: a program that knows the first alone refuses it
-_LARGEST = 2**31 - 1
 
-
-class _Add(nn.Module):
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        return first + second
-
-
-Check = Callable[[Any], bool]
-
-
-def _whole(least: int) -> Check:
-    return lambda value: type(value) is int and least <= value <= _LARGEST
-
-
-def _number(value: Any) -> bool:
-    return (type(value) is float and math.isfinite(value)) or _whole(-_LARGEST)(value)
-
-
-def _flag(value: Any) -> bool:
-    return type(value) is bool
-
-
-def _either(*checks: Check) -> Check:
-    return lambda value: any(check(value) for check in checks)
-
-
-def _literal(*values: str | None) -> Check:
-    return lambda value: (value is None or type(value) is str) and value in values
-
-
-def _pair(check: Check) -> Check:
-    return lambda value: type(value) is tuple and len(value) == 2 and all(map(check, value))
-
-
-def _sides(check: Check) -> Check:
-    """One number for both sides of a map, or one for each."""
-    return _either(check, _pair(check))
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """A module that may occur.
-
-    Attributes:
-        type: Its class, exactly: a subclass may compute anything.
-        arguments: What it is built with, each an attribute of the module, and what its value may be.
-        fixed: Attributes that must have this value, the one a module is built with when nothing is said.
-        inputs: How many tensors it reads.
-    """
-
-    type: type[nn.Module]
-    arguments: Mapping[str, Check] = field(default_factory=dict)
-    fixed: Mapping[str, object] = field(default_factory=dict)
-    inputs: int = 1
-
-
-_some, _any, _none = _whole(1), _whole(0), _literal(None)
-_norm = _Kind(
-    nn.BatchNorm1d,
-    {"num_features": _some, "eps": _number, "momentum": _either(_number, _none), "affine": _flag},
-    {"track_running_stats": True},
-)
-_KINDS = {
-    "Linear": _Kind(nn.Linear, {"in_features": _some, "out_features": _some, "bias": _flag}),
-    "Conv2d": _Kind(
-        nn.Conv2d,
-        {
-            "in_channels": _some,
-            "out_channels": _some,
-            "kernel_size": _sides(_some),
-            "stride": _sides(_some),
-            "padding": _either(_sides(_any), _literal("same", "valid")),
-            "dilation": _sides(_some),
-            "bias": _flag,
-        },
-        {"groups": 1, "padding_mode": "zeros"},
-    ),
-    "BatchNorm1d": _norm,
-    "BatchNorm2d": _Kind(nn.BatchNorm2d, _norm.arguments, _norm.fixed),
-    "ReLU": _Kind(nn.ReLU, {"inplace": _flag}),
-    "LeakyReLU": _Kind(nn.LeakyReLU, {"negative_slope": _number, "inplace": _flag}),
-    "GELU": _Kind(nn.GELU, {"approximate": _literal("none", "tanh")}),
-    "SiLU": _Kind(nn.SiLU, {"inplace": _flag}),
-    "MaxPool2d": _Kind(
-        nn.MaxPool2d,
-        {
-            "kernel_size": _sides(_some),
-            "stride": _sides(_some),
-            "padding": _sides(_any),
-            "dilation": _sides(_some),
-            "ceil_mode": _flag,
-        },
-        {"return_indices": False},
-    ),
-    "AvgPool2d": _Kind(
-        nn.AvgPool2d,
-        {
-            "kernel_size": _sides(_some),
-            "stride": _sides(_some),
-            "padding": _sides(_any),
-            "ceil_mode": _flag,
-            "count_include_pad": _flag,
-            "divisor_override": _either(_some, _none),
-        },
-    ),
-    "AdaptiveAvgPool2d": _Kind(nn.AdaptiveAvgPool2d, {"output_size": _either(_some, _pair(_either(_some, _none)))}),
-    "Dropout": _Kind(nn.Dropout, {"p": _number, "inplace": _flag}),
-    "Identity": _Kind(nn.Identity),
-    "Flatten": _Kind(nn.Flatten, {"start_dim": _whole(-_LARGEST), "end_dim": _whole(-_LARGEST)}),
-    "Select": _Kind(Select, {"units": _some}),
-    "Add": _Kind(_Add, inputs=2),
+_METADATA = "architecture"
+_FIRST_FIELDS = ("version", "shape", "classes", "dtype", "nodes", "output")
+_FIELDS = {_VERSION: _FIRST_FIELDS, _WITH_INVERSION: (*_FIRST_FIELDS, "inverted")}
+_FIELD_CHECKS: dict[str, Check] = {
+    "shape": lambda value: isinstance(value, list) and len(value) > 0 and all(map(whole(1), value)),
+    "classes": whole(1),
+    "dtype": literal(*DTYPES),
+    "nodes": lambda value: isinstance(value, list) and len(value) > 0,
+    "output": lambda value: isinstance(value, str),
+    "inverted": flag,
 }
+_NODE = ("name", "kind", "arguments", "inputs")
 
-
-def _argument(module: nn.Module, name: str) -> Any:
-    if isinstance(module, Select):
-        return len(module.index)
-    value = getattr(module, name)
-    return value is not None if name == "bias" else value
-
-
-def _build(kind: _Kind, arguments: Mapping[str, Any]) -> nn.Module:
-    """The module without numbers, on the meta device."""
-    if kind.type is Select:
-        return Select(torch.empty(arguments["units"], dtype=torch.int64, device="meta"))
-    with torch.device("meta"):
-        return kind.type(**arguments).eval()
+_INPUT = "x"
+"""What the first nodes read: the samples."""
 
 
 class _Node(NamedTuple):
@@ -161,9 +49,6 @@ class _Node(NamedTuple):
     arguments: dict[str, Any]
     inputs: list[str]
     module: nn.Module
-
-
-_INPUT = "x"
 
 
 class _Steps(nn.Module):
@@ -216,16 +101,16 @@ def _node(subnetwork: nn.Module, node: fx.Node, names: Mapping[fx.Node, str]) ->
     if node.op == "call_module":
         module = subnetwork.get_submodule(str(node.target))
     elif node.op == "call_function" and node.target is operator.add:
-        module = _Add()
+        module = Add()
     else:
         raise UnsupportedExport(f"the sub-network's node {node.name} is {node.op} of {node.target}; {_supported()}")
-    label = next((label for label, kind in _KINDS.items() if kind.type is type(module)), None)
+    label = next((label for label, kind in KINDS.items() if kind.type is type(module)), None)
     if label is None:
         raise UnsupportedExport(
             f"the sub-network's module {node.target} is a {type(module).__qualname__}; {_supported()}"
         )
-    kind = _KINDS[label]
-    arguments = {name: _argument(module, name) for name in kind.arguments}
+    kind = KINDS[label]
+    arguments = {name: argument(module, name) for name in kind.arguments}
     for name, value in kind.fixed.items():
         if getattr(module, name) != value:
             raise UnsupportedExport(
@@ -253,13 +138,7 @@ def _node(subnetwork: nn.Module, node: fx.Node, names: Mapping[fx.Node, str]) ->
 
 
 def _supported() -> str:
-    return f"an exported network has {', '.join(_KINDS)} and nothing else"
-
-
-_METADATA = "architecture"
-_FIRST_FIELDS = ("version", "shape", "classes", "dtype", "nodes", "output")
-_FIELDS = {_VERSION: _FIRST_FIELDS, _WITH_INVERSION: (*_FIRST_FIELDS, "inverted")}
-_NODE = ("name", "kind", "arguments", "inputs")
+    return f"an exported network has {', '.join(KINDS)} and nothing else"
 
 
 def as_safetensors(exported: Exported, classes: int) -> bytes:
@@ -368,23 +247,13 @@ def _architecture(metadata: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-_FIELD_CHECKS: dict[str, Check] = {
-    "shape": lambda value: isinstance(value, list) and len(value) > 0 and all(map(_whole(1), value)),
-    "classes": _whole(1),
-    "dtype": _literal(*DTYPES),
-    "nodes": lambda value: isinstance(value, list) and len(value) > 0,
-    "output": lambda value: isinstance(value, str),
-    "inverted": _flag,
-}
-
-
 def _parse_node(number: int, entry: Any, known: set[str]) -> _Node:
     if not isinstance(entry, dict) or set(entry) != set(_NODE):
         raise _Wrong(f"its node {number} is {entry!r}, not one with {', '.join(_NODE)}")
     name, label, sources = entry["name"], entry["kind"], entry["inputs"]
     if not isinstance(name, str) or name in known:
         raise _Wrong(f"its node {number} is called {name!r}; it needs a name of its own")
-    kind = _KINDS.get(label) if isinstance(label, str) else None
+    kind = KINDS.get(label) if isinstance(label, str) else None
     if kind is None:
         raise _Wrong(f"its node {name!r} is of the unknown kind {label!r}; {_supported()}")
     if (
@@ -400,7 +269,7 @@ def _parse_node(number: int, entry: Any, known: set[str]) -> _Node:
         if not holds(arguments[key]):
             raise _Wrong(f"its node {name!r} has {key}={entry['arguments'][key]!r}")
     try:
-        module = _build(kind, arguments)
+        module = build(kind, arguments)
     except (RuntimeError, ValueError) as error:
         raise _Wrong(f"its node {name!r} cannot be a {label} with {entry['arguments']!r}: {error}") from error
     return _Node(name, label, arguments, sources, module)

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import fx, nn
 
-from clnp.architecture import _KINDS
 from clnp.errors import Damaged
 from clnp.evaluation import logits
 from clnp.export import Exported, UnsupportedExport, _check_answers, _Pooling, load, save
+from clnp.kinds import KINDS
 from clnp.reading import _PLAIN
 from clnp.subnetwork import Select, subnetwork
 from clnp.tasks import permuted
@@ -372,8 +372,8 @@ def test_a_layer_that_is_called_twice_is_written_twice(tmp_path):
 
 
 def test_every_module_that_a_network_may_have_can_be_written():
-    assert {kind.__name__ for kind in _PLAIN} <= _KINDS.keys()
-    assert all(_KINDS[kind.__name__].type is kind for kind in _PLAIN)
+    assert {kind.__name__ for kind in _PLAIN} <= KINDS.keys()
+    assert all(KINDS[kind.__name__].type is kind for kind in _PLAIN)
 
 
 def test_a_loaded_network_does_not_change_with_its_file(tmp_path):
