@@ -1,8 +1,6 @@
 """What an experiment would do on this machine or a cluster: nothing is started or written."""
 
-import math
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 
 from search.advice import warnings
 from search.decisions import budget_of, grown_widths
@@ -12,10 +10,10 @@ from search.fork import check_records, check_tensors
 from search.grid import cells, gains, measured_for, members_that_fit, stacks, to_measure
 from search.machine import Node, Pool, form_pool, this_machine
 from search.names import check_run_name
-from search.outline import Outline
 from search.own_code import folders
 from search.records import Cell, CommitRecord, Measured
 from search.reports.common import Known, Report, cell, layers
+from search.reports.disk import disk
 from search.reports.forecast import forecast, forecast_after
 from search.reports.offer import idle_warnings, offer
 from search.reports.status import run_status
@@ -24,11 +22,6 @@ from search.text import group_list
 from search.versions import begun_threads
 
 __all__ = ["plan"]
-
-_BYTES = 4  # of a float32
-_UNIT_BYTES = 8  # of a unit's mean activity in a trial, or of its place in a commit
-_HEADER_BYTES = 200  # that safetensors needs to name a tensor and say where it lies: about 100 with a short name
-_ROW_BYTES = 12_000  # of a trial's rows in the database: a staircase of about 100 points, epochs and Optuna's own
 
 
 def plan(
@@ -112,7 +105,7 @@ def plan(
             "measures": measured is None and any(part["measures"] for part in grids),
         },
         "offer": offered,
-        "disk": _disk(experiment, widths),
+        "disk": disk(experiment, widths),
         "storage": None if store is None else store.url,
         "held": None if known is None or store is None else run_status(store, known, planned),
         "refused": refused,
@@ -231,46 +224,6 @@ def _widths_at_most(experiment: Experiment, known: Known | None, source: Known |
         copied = experiment.copied
         found += [most(commit.widths, copied - 1) for r in source.replicas for commit in source.commits(r)[:copied]]
     return tuple(map(max, zip(*found, strict=True)))
-
-
-def _entries(outline: Outline, widths: Sequence[int]) -> tuple[int, int]:
-    """Numbers in the network and in a head at these widths, at the most: exact for the weights."""
-    first, now = (dict(zip(outline.group_names, sizes, strict=True)) for sizes in (outline.widths, widths))
-    weights = []
-    for layer in outline.layers:
-        groups = [name for name in (layer.source, layer.group) if name is not None]
-        units, before = (math.prod(sizes[name] for name in groups) for sizes in (now, first))
-        weights.append(math.ceil(Fraction(layer.weights * units, before)))
-    # Biases and BatchNorm go with the units, of a group that is not known here.
-    factor = max(Fraction(now[name], first[name]) for name in first)
-    others = math.ceil((outline.entries - outline.weights) * factor)
-    return sum(weights) + others, weights[-1] + outline.head - outline.layers[-1].weights
-
-
-def _disk(experiment: Experiment, widths: Sequence[int]) -> Report:
-    """Bytes at the most, with hidden groups of at most ``widths``: a trial keeps the entries that are free, the mean
-    activity of every unit, and what names them."""
-    outline = experiment.outline
-    entries, head = _entries(outline, widths)
-    # Of a layer its weights, its bias and a BatchNorm's four entries; of a group one; and which task it is.
-    beside = _HEADER_BYTES * (6 * len(outline.layers) + len(outline.groups) + 1)
-    units = _UNIT_BYTES * sum(widths)
-    trial = _BYTES * entries + units + beside
-    count, replicas = experiment.tasks.count, experiment.replicas
-    heads = _BYTES * head * (count - 1) if experiment.head == "multi" else 0
-    grids = [len(cells(one := experiment.of(task), task, cells(one, 0)[0])) for task in range(count)]
-    trials = sum(grids)
-    kept = trials if experiment.keep == "all" else count  # candidates lie in between, known only afterwards
-    # A unit is claimed once, so the commits of a replica are at most one network together, and the other heads.
-    commits = _BYTES * entries + units + heads + beside * count
-    return {
-        "trial": trial,
-        "task": trial * max(grids[experiment.copied :], default=0),
-        "commits": commits * replicas,
-        "kept": (trial * kept + commits) * replicas,
-        "database": _ROW_BYTES * trials * replicas,
-        "keep": experiment.keep,
-    }
 
 
 def _budget(experiment: Experiment, known: Known | None, source: Known | None) -> Report | None:
