@@ -134,7 +134,7 @@ class Experiment(Section):
     @property
     def plain(self) -> bool:
         """Whether the file alone says the outline: then it is known without torch."""
-        return _is_plain(self.tasks, self.model)
+        return self.model.kind == "mlp" and not self.tasks.own
 
     @property
     def outline(self) -> Outline:
@@ -147,7 +147,9 @@ class Experiment(Section):
             return self._outline
         if not self.plain:
             raise RuntimeError(f"the outline of {self.model.kind} is not known yet: search.building.resolve finds it")
-        return _plain_outline(self.task_sizes(0)[0], self.model, self.validation)
+        first, hidden = self.task_sizes(0)[0], self.model.hidden or ()
+        held_out = validation_count(self.validation, first.train)
+        return of_mlp(first.shape, hidden, first.classes, train=first.train - held_out, validation=held_out)
 
     @property
     def code(self) -> str | None:
@@ -225,17 +227,6 @@ class Experiment(Section):
             return None
         return Halving(training.halving, max(Fraction(repr(training.halving_margin)), self.margin(task)))
 
-    def identity(self, data: str) -> dict[str, Any]:
-        """What makes a run the same, as JSON-able data; compare two with :func:`differences`.
-
-        The keys that may grow (``tasks.count``, ``replicas``) and those that are free to change are not in it. α is
-        spread over the layers and the later tasks' grid written out, so that two ways to write the same are the same.
-
-        Args:
-            data: SHA-256 of the data set.
-        """
-        return _identity(self, data, self.tasks.count)
-
     def to_json(self) -> dict[str, Any]:
         """Every key with its value, as JSON-able data, and what no file holds; :meth:`from_json` gives an equal one."""
         beside = {
@@ -284,16 +275,6 @@ def _against_budget(fine_tuning: FineTuning) -> Iterator[tuple[tuple[str], objec
         yield ("rounds",), fine_tuning.rounds, "the budget rule prunes once, to what fits: leave it out"
 
 
-def _is_plain(tasks: Tasks, model: Model) -> bool:
-    return model.kind == "mlp" and not tasks.own
-
-
-def _plain_outline(first: Sizes, model: Model, validation: float) -> Outline:
-    held_out = validation_count(validation, first.train)
-    hidden = model.hidden or ()
-    return of_mlp(first.shape, hidden, first.classes, train=first.train - held_out, validation=held_out)
-
-
 def read_experiment(source: str, sets: Sequence[str] = ()) -> Experiment:
     """An experiment from a YAML file.
 
@@ -324,8 +305,9 @@ def schema() -> dict[str, Any]:
 def differences(old: Experiment, new: Experiment, old_data: str, new_data: str) -> list[str]:
     """What keeps ``new`` from continuing the run of ``old``: a line each, for people; empty if it may.
 
-    ``tasks.count`` and ``replicas`` may grow, and a list of margins with the tasks; nothing else of
-    :meth:`Experiment.identity` may change.
+    ``tasks.count`` and ``replicas`` may grow, and a list of margins with the tasks. ``name``, ``description``,
+    ``workers``, ``worker``, ``retries``, ``keep`` and ``grow`` are free to change, and nothing else. Two ways to write
+    the same are the same.
 
     Args:
         old: The run's experiment; ``old_data`` is the SHA-256 of its data set.
@@ -344,8 +326,8 @@ def differences(old: Experiment, new: Experiment, old_data: str, new_data: str) 
 def fork_differences(old: Experiment, new: Experiment, old_data: str, new_data: str) -> list[str]:
     """What keeps ``new`` from beginning with the commits of ``old``: a line each, for people; empty if it may.
 
-    How tasks are trained, searched and pruned may change, nothing else of :meth:`Experiment.identity`. The arguments
-    are those of :func:`differences`.
+    As :func:`differences`, but how tasks are trained, searched and pruned may change too; how many tasks and replicas
+    there are is not compared.
     """
     own = ("grid", "training", "rule", "fine_tuning", "from")
     found = _changes(old, new, old_data, new_data)
@@ -358,7 +340,8 @@ def _changes(old: Experiment, new: Experiment, old_data: str, new_data: str) -> 
     # Over other layers the same α is spread to another list: there what was written is compared.
     same_layers = len(old.outline.layers) == len(new.outline.layers)
     before, after = (
-        dict(_flat(_identity(one, data, count, same_layers))) for one, data in ((old, old_data), (new, new_data))
+        dict(_flat(_identity(one, data, count, spread_out=same_layers)))
+        for one, data in ((old, old_data), (new, new_data))
     )
     if any(before.get(key) != after.get(key) for key in [*before, *after] if key.startswith(("model.", "tasks."))):
         # Said already, in words that a person wrote.
@@ -383,7 +366,11 @@ def _another_network(kind: str, was: str, now: str) -> str:
     )
 
 
-def _identity(experiment: Experiment, data: str, count: int, spread_out: bool = True) -> dict[str, Any]:
+def _identity(experiment: Experiment, data: str, count: int, *, spread_out: bool) -> dict[str, Any]:
+    """What makes a run the same in its first ``count`` tasks, as JSON-able data.
+
+    The later tasks' grid is written out; ``spread_out``: so is α over the layers.
+    """
     grid, layers = experiment.grid, len(experiment.outline.layers)
 
     def alphas(entry: float | tuple[float, ...]) -> object:

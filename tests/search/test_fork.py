@@ -20,7 +20,7 @@ from search.artifacts import Artifacts
 from search.audit import verify
 from search.driver import run_experiment
 from search.errors import BadInput, Damage, SearchError
-from search.experiment import Experiment, Origin
+from search.experiment import Experiment, Origin, differences
 from search.fork import with_origin
 from search.names import study_name
 from search.records import CellRecord, CommitRecord
@@ -600,7 +600,8 @@ def test_the_origin_is_part_of_the_experiment() -> None:
     )
     assert Experiment.from_json(json.loads(json.dumps(experiment.to_json()))) == experiment
     assert [float(experiment.margin(task)) for task in (0, 1, 2)] == [3.0, 0.5, 3.0]
-    assert experiment.identity("d")["from"] == "2 tasks of other"
+    (line,) = differences(small(), experiment, "d", "d")
+    assert line == 'from: was null, is "2 tasks of other"'
     assert "origin" not in experiment.to_file()
 
 
