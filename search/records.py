@@ -316,7 +316,7 @@ class JobResult:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a stack has come: epochs done of so many, its best member's validation accuracy, and where it runs.
+    """How far a job has come: epochs done of so many, its best member's validation accuracy, and where it runs.
 
     Attributes:
         waiting: What it waits for instead of working; empty: nothing.

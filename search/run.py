@@ -129,7 +129,7 @@ class Run:
     def next_job(self) -> Job | None:
         """The next job, or None: nothing to hand out now.
 
-        Commits come before stacks; among these the replica that is furthest behind comes first.
+        Commits and measurements come before stacks; among these the replica that is furthest behind comes first.
         """
         with self._turn():
             if self._stopped is None and not self._given_back:

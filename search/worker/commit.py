@@ -24,9 +24,9 @@ from search.errors import Damage
 from search.records import CommitJob, CommitRecord, JobResult, Progress, Score
 from search.sections import FineTuning, spread
 from search.text import plural
-from search.worker.place import ACTIVITY, Place, Report, training
 from search.worker.process import device_name, worker_name
 from search.worker.settings import WorkerSettings
+from search.worker.work import ACTIVITY, Report, Work, training
 
 __all__ = ["CommitWork"]
 
@@ -36,7 +36,7 @@ _WITHOUT_WINNER = (
 )
 
 
-class CommitWork(Place):
+class CommitWork(Work):
     """Prune the winner at its threshold, fine-tune what is left where that is asked for, claim, freeze, and measure
     every task again (Promises 1 and 2)."""
 

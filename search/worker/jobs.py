@@ -5,10 +5,10 @@ from search.errors import BadInput, Damage
 from search.records import Failure, Job, JobResult, MeasureJob, StackJob
 from search.worker.commit import CommitWork
 from search.worker.measure import MeasureWork
-from search.worker.place import Report
 from search.worker.process import configure
 from search.worker.settings import WorkerSettings
 from search.worker.stack import StackWork
+from search.worker.work import Report
 
 __all__ = ["perform"]
 

@@ -8,16 +8,16 @@ from clnp.network import Network
 from clnp.training import Member
 from search.grid import members_that_fit, on_gpu
 from search.records import JobResult, Measured, MeasureJob, Memory
-from search.worker.place import Place, training
 from search.worker.process import device_name, gpu_bytes, no_memory, release
 from search.worker.settings import WorkerSettings
+from search.worker.work import Work, training
 
 __all__ = ["MeasureWork"]
 
 Result = TypeVar("Result")
 
 
-class MeasureWork(Place):
+class MeasureWork(Work):
     """Find out what a stack takes: of a GPU its memory, and how much longer its steps are than one member's."""
 
     def __init__(self, job: MeasureJob, settings: WorkerSettings) -> None:

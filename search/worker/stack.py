@@ -13,14 +13,14 @@ from clnp.thresholds import staircase
 from clnp.training import Member, Trained, train
 from search.records import Cell, CellRecord, JobResult, Progress, Score, StackJob
 from search.text import first_line
-from search.worker.place import ACTIVITY, Place, Report, training
 from search.worker.process import no_memory, release, worker_name
 from search.worker.settings import WorkerSettings
+from search.worker.work import ACTIVITY, Report, Work, training
 
 __all__ = ["StackWork"]
 
 
-class StackWork(Place):
+class StackWork(Work):
     """Train cells as one stack, then find how far each can be pruned."""
 
     def __init__(self, job: StackJob, settings: WorkerSettings, report: Report) -> None:

@@ -23,7 +23,7 @@ from search.own_code import folders
 from search.records import CommitRecord
 from search.reports.common import Known, read_run
 from search.store import open_store
-from search.worker.place import training
+from search.worker.work import training
 
 
 def alone(known: Known, record: CommitRecord, data_dir: str | None) -> float:

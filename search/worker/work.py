@@ -1,4 +1,4 @@
-"""What every kind of job begins with."""
+"""What all work on a job begins with."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from search.records import CommitJob, Job, Progress, Provenance
 from search.worker.process import device_name, versions, worker_name
 from search.worker.settings import WorkerSettings
 
-__all__ = ["ACTIVITY", "Place", "Report", "training"]
+__all__ = ["ACTIVITY", "Report", "Work", "training"]
 
 Report = Callable[[Progress], None]
 
@@ -29,7 +29,7 @@ ACTIVITY = "activity."
 """Begins the names of a trial's entries that hold the mean activity of a group's units."""
 
 
-class Place:
+class Work:
     """The network after the last commit, the task's data, and how far a job has come."""
 
     def __init__(self, job: Job, settings: WorkerSettings, report: Report = lambda _: None) -> None:
