@@ -79,7 +79,18 @@ def run_experiment(
         SearchError: Why the run stopped; its row keeps the reason.
     """
     check_run_name(name)
-    attempt = _Attempt(store, experiment, name, backend, address, data_dir, allow_missing, take_over, watch, view)
+    attempt = _Attempt(
+        store=store,
+        experiment=experiment,
+        name=name,
+        kind=backend,
+        address=address,
+        data_dir=data_dir,
+        allow_missing=allow_missing,
+        take_over=take_over,
+        watch=watch,
+        view=view,
+    )
     executor = ThreadPoolExecutor(1, thread_name_prefix="driver")
     # On a thread of its own: this one, the main one, stays free to see signals, whatever the other waits for.
     with Signals(attempt.kill) as signals:
@@ -115,7 +126,7 @@ def _leave(attempt: "_Attempt", text: str, code: int) -> NoReturn:
     os._exit(code)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class _Attempt:
     """One driver's try at a run."""
 

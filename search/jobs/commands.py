@@ -127,7 +127,7 @@ def _send(client: Client, package: Package) -> None:
 
 
 def wait(client: Client, name: str, begin: int, write: Callable[[str], None] | None) -> dict[str, Any]:
-    """The job when it has ended; its log is passed to ``write`` until then.
+    """The job when it has ended; its log is passed to ``write`` until then, or with None to nobody.
 
     Raises:
         Unavailable: The head stayed away; the job may go on.
