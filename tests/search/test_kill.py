@@ -105,7 +105,8 @@ import search.backends.inline  # not again for every driver: to import takes lon
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
-        os._exit(drive(*json.loads(line)))
+        drive(*json.loads(line))
+        os._exit(0)
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
