@@ -1,12 +1,13 @@
 """What the tables share: how they are printed, and the columns for layers, groups of units and α."""
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TextIO
 
-from rich.console import Console, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from search.text import number, percent, theta
@@ -35,14 +36,24 @@ _UNFOLDED = 10_000
 _WIDE = 3
 """So many groups of units have a column each beside others on 80 columns; more are summed up in one."""
 
+_GAP = 2
+"""Columns between those of a table."""
+
+_FOLDED = 16
+"""Columns that a cell which may fold is given at least, where it has so many."""
+
 _NAME = 12
 """Columns that a name may take on average where each has a column; longer ones are summed up as many are."""
 
 
 def print_table(table: RenderableType, stream: TextIO) -> None:
-    """Print it in the width of the terminal; into a pipe or a file as wide as it is, without colours."""
+    """Print it in the width of the terminal; into a pipe or a file as wide as it is, without colours.
+
+    A table that is wider than the terminal comes in pieces, below each other: no number may lose a digit.
+    """
     if stream.isatty():
-        Console(file=stream, highlight=False).print(table)
+        for part, width in _parts(table, Console(file=stream).width):
+            Console(file=stream, highlight=False, width=width).print(part)
         return
     console = Console(file=io.StringIO(), width=_UNFOLDED, highlight=False, color_system=None)
     with console.capture() as capture:
@@ -50,13 +61,78 @@ def print_table(table: RenderableType, stream: TextIO) -> None:
     stream.writelines(f"{line.rstrip()}\n" for line in capture.get().splitlines())
 
 
+def _parts(whole: RenderableType, width: int) -> Iterator[tuple[RenderableType, int]]:
+    """What stands below each other, each with the columns that it is printed in."""
+    if isinstance(whole, Group):
+        for part in whole.renderables:
+            yield from _parts(part, width)
+        return
+    table, left = whole, 0
+    while isinstance(table, Padding):
+        left += table.left
+        table = table.renderable
+    if not isinstance(table, _Grid):
+        yield whole, width
+        return
+    for piece in table.pieces(width - left):
+        yield Padding(piece, (0, 0, 0, left), expand=False), max(width, left + piece.least)
+
+
+class _Grid(Table):
+    """A table that knows how narrow it can be, and that comes in pieces where it is wider."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", show_edge=False)
+        self._names = names
+        for name in names:
+            justify: Literal["left", "right"] = "right" if name.startswith(">") else "left"
+            self.add_column(name.lstrip(">~"), justify=justify, no_wrap=not name.startswith("~"), overflow="fold")
+        self._widen([column.header for column in self.columns])
+
+    def add_row(self, *cells: RenderableType | None, **how: Any) -> None:
+        super().add_row(*cells, **how)
+        self._widen(cells)
+
+    @property
+    def least(self) -> int:
+        """The columns that it takes at least."""
+        return sum(map(_least, self.columns)) + _GAP * (len(self.columns) - 1)
+
+    def pieces(self, width: int) -> Iterator["_Grid"]:
+        """Itself where it fits; else as many of its columns as fit, then the next ones, each beside the first."""
+        if self.least <= width:
+            yield self
+            return
+        places = [0]
+        for place in range(1, len(self.columns)):
+            taken = sum(_GAP + _least(self.columns[each]) for each in [*places, place]) - _GAP
+            if taken > width and len(places) > 1:
+                yield self._piece(places)
+                places = [0]
+            places.append(place)
+        yield self._piece(places)
+
+    def _piece(self, places: Sequence[int]) -> "_Grid":
+        piece = _Grid([self._names[place] for place in places])
+        columns = [self.columns[place].cells for place in places]
+        for row, *cells in zip(self.rows, *columns, strict=True):
+            piece.add_row(*cells, style=row.style)
+        return piece
+
+    def _widen(self, cells: Sequence[RenderableType | None]) -> None:
+        """A column is as wide as its widest cell; one that may fold is given :data:`_FOLDED` of that at least."""
+        for column, cell in zip(self.columns, cells, strict=False):
+            wide = max(map(cell_len, str(cell or "").splitlines()), default=0)
+            column.min_width = max(_least(column), wide if column.no_wrap else min(wide, _FOLDED))
+
+
+def _least(column: Column) -> int:
+    return column.min_width or 0
+
+
 def grid(*columns: str) -> Table:
     """A plain table with a header; a column named with ``>`` in front is aligned to the right, with ``~`` may fold."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
-    for column in columns:
-        justify: Literal["left", "right"] = "right" if column.startswith(">") else "left"
-        table.add_column(column.lstrip(">~"), justify=justify, no_wrap=not column.startswith("~"), overflow="fold")
-    return table
+    return _Grid(columns)
 
 
 def forked(report: Mapping[str, Any]) -> str:

@@ -1,7 +1,10 @@
 """Reports as tables: aligned, whole on a terminal of 80 columns, and plain in a pipe."""
 
 import io
+import os
 import re
+from collections import Counter
+from unittest import mock
 
 import pytest
 from rich.console import Console
@@ -26,10 +29,22 @@ def printed(table) -> str:
     return stream.getvalue()
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def on_terminal(table, width: int = 80) -> str:
-    console = Console(record=True, width=width, file=io.StringIO())
-    console.print(table)
-    return console.export_text()
+    """What a terminal of so many columns is given, without colours."""
+    stream = Terminal()
+    with mock.patch.dict(os.environ, COLUMNS=str(width), TERM="xterm"):
+        print_table(table, stream)
+    return re.sub("\x1b\\[[0-9;]*m", "", stream.getvalue())
+
+
+def lost(whole: str, text: str) -> Counter[str]:
+    """The characters of ``whole`` that ``text``, which may be folded and in pieces, lacks."""
+    return Counter("".join(whole.split())) - Counter("".join(text.split()))
 
 
 @pytest.fixture
@@ -74,8 +89,33 @@ def test_every_report_has_a_table(reports):
 def test_no_table_is_cut_off_at_80_columns(reports):
     for name, report in reports.items():
         text = on_terminal(TABLES[name](report))
-        assert text.count("…") == printed(TABLES[name](report)).count("…"), name
+        assert not lost(printed(TABLES[name](report)), text), name
         assert max(map(len, text.splitlines())) <= 80, name
+
+
+def test_a_table_wider_than_the_terminal_comes_in_pieces(store, experiment, simulate):
+    """An α cut to `1e-`, or a winner whose mark is gone, would be another result."""
+    alpha = [[1e-4, 3e-4, 0.001], [3e-4, 1e-4, 0.001]]
+    run = experiment(grid={"alpha": alpha, "learning_rate": [0.005, 0.01]}, tasks={"count": 12}, replicas=1)
+    simulate(run)
+    made = {
+        "final": final(store, run.name),
+        "plan": plan(run, run.name, store=store),
+        "replay": replay(store, run.name, "7"),
+        "show": show(store, run.name),
+        "status": status(store, run.name),
+    }
+    for name, report in made.items():
+        whole = printed(TABLES[name](report))
+        for width in (80, 60):
+            text = on_terminal(TABLES[name](report), width)
+            assert not lost(whole, text), f"{name} at {width}"
+            longest = max(len(line.rstrip()) for line in text.splitlines() if not FINGERPRINT.search(line))
+            assert longest <= width, f"{name} at {width}"
+    text = on_terminal(TABLES["show"](made["show"]))
+    assert len(re.findall(r"(?m)^cell ", text)) == 2, "each piece begins with the first column"
+    assert re.findall(r"(?m)^ +(\d) .*\bwinner *$", text) == [str(made["show"]["cell"])]
+    assert on_terminal(TABLES["show"](made["show"]), 120).count("\ncell ") == 1
 
 
 def test_a_network_of_many_groups_is_summed_up(store, experiment, simulate):
