@@ -27,11 +27,12 @@ def run_status(store: Store, known: Known, planned: Experiment | None = None) ->
     """
     row = known.row
     holder = store.holder(row.name)
-    jobs = store.jobs(row.name)
+    live = holder is not None and holder.live
+    jobs = store.jobs(row.name) if live else []  # those of a driver that is gone end with it
     attempts = store.attempts(row.name)
     return {
         "run": row.name,
-        "state": "running" if row.state == "open" and holder is not None and holder.live else row.state,
+        "state": "running" if row.state == "open" and live else row.state,
         "reason": row.reason,
         "created": row.created,
         "updated": row.updated,

@@ -46,8 +46,15 @@ def _row(run: Mapping[str, Any]) -> tuple[str, ...]:
         "–" if cells is None else f"{cells['finished']} of {cells['total']}",
         "damaged" if run["damaged"] else accuracy,
         clock(run["updated"])[:16],
-        _short(run["reason"]),
+        _short(_why(run)),
     )
+
+
+def _why(run: Mapping[str, Any]) -> str:
+    """Why nothing goes on: what the run stopped for, or that its driver ended without a word."""
+    holder = run["holder"]
+    left = holder is not None and not holder["live"] and run["state"] == "open"
+    return run["reason"] or (f"left by process {holder['pid']} on {holder['host']}, which is gone" if left else "")
 
 
 def _short(reason: str) -> str:

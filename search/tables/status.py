@@ -26,7 +26,8 @@ def status(report: Mapping[str, Any]) -> RenderableType:
 
 
 def run_block(run: Mapping[str, Any]) -> list[RenderableType]:
-    shape = f"{run['count']} tasks of {run['tasks']}, {run['head']} head, {plural(len(run['replicas']), 'replica')}"
+    replicas = plural(len(run["replicas"]), "replica")
+    shape = f"{plural(run['count'], 'task')} of {run['tasks']}, {run['head']} head, {replicas}"
     shape += ", θ by layer" if run["theta_scale"] == "layers" else ""
     parts: list[RenderableType] = [title(run["run"], f"{run['state']}: {shape}{forked(run)}")]
     if run["reason"]:

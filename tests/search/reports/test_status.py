@@ -5,10 +5,12 @@ import io
 import json
 
 import pytest
+from sqlalchemy import update
 
 from clnp.budget import expected_claim
 from search.backends.simulated import Fate, World
 from search.errors import BadInput
+from search.ledger import Leases
 from search.reports.forecast import Forecast
 from search.reports.status import status
 from search.tables import TABLES, print_table
@@ -49,6 +51,23 @@ def test_a_run_that_is_driven_now_shows_its_cells_and_jobs(store, experiment, si
     out = sum(found["cells"]["running"] for found in run["replicas"])
     assert out == sum(len(job.cells) for job in jobs if job.kind == "stack")
     assert all(1 <= job["replica"] <= 2 and job["task"] >= 1 for job in run["running"])
+
+
+def test_nothing_runs_of_a_driver_that_is_gone(store, experiment, simulate):
+    simulate(experiment(), stop_after=11, keep_lease=True)
+    with store.database.engine.begin() as connection:
+        connection.execute(update(Leases).values(expires=0.0))
+    (run,) = status(store, "made-up")["runs"]
+    assert store.jobs("made-up")
+    assert (run["state"], run["running"]) == ("open", [])
+    assert {found["cells"]["running"] for found in run["replicas"]} == {0}
+
+
+def test_one_task_is_called_so(store, experiment, simulate):
+    simulate(experiment(tasks={"count": 1}, replicas=1))
+    stream = io.StringIO()
+    print_table(TABLES["status"](status(store, "made-up")), stream)
+    assert stream.getvalue().startswith("made-up, finished: 1 task of digits, single head, 1 replica\n")
 
 
 def test_a_measurement_is_called_so(store, experiment):

@@ -158,6 +158,8 @@ def test_a_fresh_run_and_one_whose_driver_is_gone(store, experiment, simulate):
         connection.execute(update(Leases).values(expires=0.0))
     (left,) = overview(store)["runs"]
     assert (left["state"], left["running"], left["holder"]["live"]) == ("open", 0, False)
+    line = printed(overview(store))[-1]
+    assert line.endswith(f"  left by process {left['holder']['pid']} on {left['holder']['host']}, which is gone")
 
 
 def test_the_report_is_json(many):
