@@ -276,6 +276,8 @@ def _delete(options: argparse.Namespace) -> int:
             note(f"This removes run {name} for good: its studies, its rows and the tensors in {row.artifacts}.")
             print("Type the run's name to go on: ", end="", file=sys.stderr, flush=True)
         typed = sys.stdin.readline().strip() if options.yes is None else options.yes
+        if not typed:
+            raise BadInput(f"nothing was typed, and nothing was deleted; without a terminal: --yes {name}")
         if typed != name:
             raise BadInput(f"{typed!r} is not {name!r}: nothing was deleted")
         removed = store.delete(name)

@@ -39,7 +39,7 @@ close would leave it a connection that nobody closes."""
 
 Standing: TypeAlias = Literal["alive", "dead", "unknown"]
 
-_INSTEAD = "end it first, or give this run another --name"
+_INSTEAD = "end it first, or give a new run another --name"
 
 # Start times come from a clock of 10 ms and a boot time in whole seconds.
 _SAME_START = 2.0

@@ -1,8 +1,10 @@
 """The commands, their options and their help."""
 
 import argparse
+import difflib
+import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 __all__ = ["DEFAULT_STORAGE", "STORAGE_VARIABLE", "read_options"]
@@ -20,7 +22,15 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         SystemExit: 0 after ``--help`` and ``--version``, 2 with a message for arguments that are not understood.
     """
-    return _parser().parse_args(arguments)
+    parser, commands = _parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        command = commands[options.command]  # its usage says more than the one of all commands
+        known = re.findall("--[a-z-]+", command.format_usage())
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; clnp-search {options.command} --help says what it takes"
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return options
 
 
 _ABOUT = """
@@ -155,7 +165,8 @@ Remove a run for good: its Optuna studies, its ledger rows and its artifacts tog
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> "tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]":
+    """The parser, and the one of each command."""
     parser = argparse.ArgumentParser(prog="clnp-search", description=_ABOUT, epilog=_END, formatter_class=_Help)
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
@@ -220,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     delete = _add(commands, "delete", "remove a run", _DELETE, "delete quickstart")
     _add_name(delete)
     delete.add_argument("--yes", metavar="NAME", help="the name again, instead of typing it")
-    return parser
+    return parser, commands.choices
 
 
 def _add(commands: "Commands", name: str, summary: str, text: str, example: str) -> argparse.ArgumentParser:

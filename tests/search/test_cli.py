@@ -291,12 +291,24 @@ def test_a_fork_needs_a_database(tmp_path, capsys):
     assert not (tmp_path / "none.db").exists()
 
 
+def test_an_option_that_is_none_gets_the_usage_of_its_command(capsys):
+    wanted = {"--fromat": "did you mean --format?", "--zzz": "clnp-search status --help says what it takes"}
+    for option, hint in wanted.items():
+        with pytest.raises(SystemExit, match="2"):
+            main(["status", option, "json"])
+        said = capsys.readouterr().err
+        assert said.startswith("usage: clnp-search status ")
+        assert said.endswith(f"clnp-search status: error: unrecognized arguments: {option}; {hint}\n")
+
+
 def test_delete_asks_for_the_name(finished, tmp_path, monkeypatch, capsys):
     delete = ["delete", "small", "--storage", copied(finished, tmp_path)]
     before = contents(tmp_path)
     for typed in ("", "yes\n", "Small\n"):
         monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
         assert main(delete) == 2
+        wanted = f"'{typed.strip()}' is not 'small'" if typed else "nothing was typed, and nothing was deleted"
+        assert wanted in capsys.readouterr().err
     assert main([*delete, "--yes", "other"]) == 2
     assert contents(tmp_path) == before
     assert "nothing was deleted" in capsys.readouterr().err

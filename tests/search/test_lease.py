@@ -245,7 +245,7 @@ def test_a_lease_elsewhere_that_is_renewed_is_held(make_store: Callable[..., Sto
     _move(store, host="elsewhere")
     for take_over in (False, True):
         began = time.monotonic()
-        with pytest.raises(Held, match="being renewed; end it first, or give this run another --name") as caught:
+        with pytest.raises(Held, match="being renewed; end it first, or give a new run another --name") as caught:
             store.take("run", **make.take, wait=pytest.fail, take_over=take_over)
         assert caught.value.exit_code == 4
         assert time.monotonic() - began < 2
