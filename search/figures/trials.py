@@ -47,7 +47,7 @@ def pareto(known: Known, replica: int = 1, task: int = 1, *, below: float = _BEL
         if commit.rounds:
             figure.add_trace(_tuning(known, trials, commit))
     _add_lines(figure, trials)
-    figure.update_xaxes(title_text="new units claimed (all hidden layers)", range=[0, _widest(figure)])
+    figure.update_xaxes(title_text="new units (all hidden layers)", range=[0, _widest(figure)])
     figure.update_yaxes(title_text="validation accuracy (%)", range=_range(trials, below))
     return titled(figure, _title(known, trials) + _low(trials, below), 360)
 

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from search.tables.common import alpha_cells, fit, forked, grid, indent, pairs, title
+from search.tables.common import alpha_cells, fit, forked, grid, indent, pairs
 from search.tables.status import run_block
 from search.text import MANY, number, numbers, pace_text, plural, size, units
 
@@ -17,7 +17,7 @@ def plan(report: Mapping[str, Any]) -> RenderableType:
     """What would be done: cells, stacks, workers, disk, what is held already, and what to think twice about."""
     layers = report["layers"]
     parts: list[RenderableType] = [
-        title(report["run"], report["description"]),
+        Text.assemble((report["run"], "bold"), f": {report['description']}" if report["description"] else ""),
         indent(pairs(_shape(report))),
         Text(),
     ]
