@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self, TypeVar
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, Update, func, insert, select, update
 
 from search.artifacts import Artifacts
 from search.attributes import Carried, read_carried, write_carried
@@ -304,14 +304,16 @@ class Writer:
                 self._remove_given_up(surplus)
 
     def finish(self, state: Literal["finished", "stopped"], reason: str = "") -> None:
-        """Write down how the run ended: every task committed, or stopped for a reason that a person has to see."""
+        """Write down how the run ended: every task committed, or stopped for a reason that a person has to see.
 
-        def work(connection: Connection) -> None:
-            now = self._database.now
-            connection.execute(update(Runs).where(Runs.id == self._run).values(state=state, reason=reason, updated=now))
-            connection.execute(update(Attempts).where(Attempts.id == self._attempt).values(outcome=state))
-
-        self._write(work)
+        The attempt ends with it, as by :meth:`release`, in one transaction: nobody goes on with a run that is finished,
+        so a lease that was left behind would stay.
+        """
+        end = update(Runs).where(Runs.id == self._run).values(state=state, reason=reason, updated=self._database.now)
+        with self._lock:
+            self._end(state, end)
+            self._released = True
+            self.close()
 
     def note(self, text: str) -> None:
         """Add a note to this attempt; one that repeats the last is left out."""
@@ -327,30 +329,14 @@ class Writer:
     def release(self, outcome: str) -> None:
         """End the attempt, give back the jobs that are still open, and release the lease.
 
-        Nothing is written if the lease was lost. :meth:`finish` decides the outcome before this does.
+        Nothing is written if the lease was lost, or after :meth:`finish`.
         """
-
-        def work(connection: Connection) -> None:
-            now = self._database.now
-            connection.execute(
-                update(Jobs)
-                .where(Jobs.run_id == self._run, Jobs.state == "open")
-                .values(state="given back", ended=now, note="its driver ended")
-            )
-            connection.execute(
-                update(Attempts)
-                .where(Attempts.id == self._attempt)
-                .values(ended=now, outcome=func.coalesce(Attempts.outcome, outcome))
-            )
-            self._lease.drop(connection)
-
         with self._lock:
             if self._released:
                 return
             self._released = True
-            self._lease.stop()
             try:
-                self._write(work)
+                self._end(outcome)
             except LeaseLost:
                 return
             finally:
@@ -401,6 +387,30 @@ class Writer:
 
         with self._lock:
             return self._database.retry(attempt)
+
+    def _end(self, outcome: str, *also: Update) -> None:
+        """End the attempt, in one transaction with ``also``."""
+        mine = Attempts.id == self._attempt
+
+        def attempt() -> None:
+            with self._database.engine.begin() as connection:
+                ended = connection.execute(select(Attempts.outcome).where(mine, Attempts.ended.is_not(None))).scalar()
+                if ended == outcome:
+                    return  # by a write whose answer was lost
+                self._lease.check(connection)
+                for each in also:
+                    connection.execute(each)
+                now = self._database.now
+                connection.execute(
+                    update(Jobs)
+                    .where(Jobs.run_id == self._run, Jobs.state == "open")
+                    .values(state="given back", ended=now, note="its driver ended")
+                )
+                connection.execute(update(Attempts).where(mine).values(ended=now, outcome=outcome))
+                self._lease.drop(connection)
+
+        self._lease.stop()
+        self._database.retry(attempt)
 
     def _give_up(self, connection: Connection, artifacts: Collection[str]) -> None:
         committed = select(Commits.run_id).where(

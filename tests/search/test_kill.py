@@ -69,6 +69,7 @@ POINTS = {
     "while a commit is fine-tuned": (clnp.finetuning, "put_back", "after"),
     "before a commit is written": (Writer, "add_commit", "before"),
     "after a commit": (Writer, "add_commit", "after"),
+    "after its end": (Writer, "finish", "after"),
 }
 
 
@@ -271,6 +272,16 @@ def test_killed_at_a_named_point(
     with open_folder(tmp_path) as store:
         assert len(store.history("killed").commits) < 4
         assert store.jobs("killed")
+    assert go_on(tmp_path, small()) == undisturbed
+
+
+def test_killed_once_its_end_is_written(tmp_path: Path, undisturbed: Records, fork: Callable[..., Forked]) -> None:
+    """Nobody goes on with a finished run, so its driver leaves nothing that another would have to clear away."""
+    killed(fork(tmp_path, small(), "after its end", 1))
+    with open_folder(tmp_path) as store:
+        (attempt,) = store.attempts("killed")
+        assert attempt.outcome == "finished"
+        assert attempt.ended is not None
     assert go_on(tmp_path, small()) == undisturbed
 
 
